@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 FORMAT = "ziya-visual"
 VERSION = 1
@@ -109,9 +109,14 @@ def verify_part(folder: Path, part: str, config: CheckpointConfig) -> Path:
 def _dataclass(kind: Any, raw: Any, path: Path) -> Any:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: {kind.__name__} must be an object")
-    known = {f.name for f in fields(kind)}
-    if unknown := sorted(set(raw) - known):
+    types = get_type_hints(kind)
+    if unknown := sorted(set(raw) - set(types)):
         raise CheckpointError(f"{path}: unknown field {', '.join(unknown)} in {kind.__name__}")
+    for name, value in raw.items():
+        wanted = get_origin(types[name]) or types[name]
+        # Exact types, because True is an int to Python; JSON writes a whole float as an int.
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise CheckpointError(f"{path}: {name} must be {wanted.__name__}, not {type(value).__name__}")
     try:
         return kind(**raw)
     except TypeError as error:
