@@ -1,0 +1,139 @@
+"""From one request of Triton's to one answer: parse, wait for visual tokens, run, send each piece, end.
+
+Everything here runs on one event loop; `host.py` gives it a thread and Triton's callbacks. However a request ends,
+its reply is ended exactly once, since Triton keeps a client waiting for ever otherwise. That a client
+went away is only known by asking: one watcher asks for all open requests, and cancels the tasks of the gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+from services.llama.engine.seam import Delta, Engine, Prompt, Stream
+from services.llama.gauges import Gauges
+from services.llama.request import Inputs, Request, parse
+from services.llama.settings import Settings
+from services.llama.visual import VisualTokens
+from ziya.checkpoint import CheckpointConfig
+from ziya.errors import Cancelled, DeadlineExceeded, Internal, Overloaded, Unavailable, ZiyaError
+from ziya.prompt import tokenize
+from ziya.telemetry import request_id
+
+log = logging.getLogger(__name__)
+LONG_TEXT = 20_000  # characters from which tokenising would hold up the loop
+
+
+class Reply(Protocol):
+    """A request's way back; `fail`, and `send` with a finish reason, end it."""
+
+    def send(self, text: str, finish_reason: str, usage: str) -> None: ...
+
+    def fail(self, error: ZiyaError) -> None: ...
+
+    def cancelled(self) -> bool: ...
+
+
+class Adapter:
+    """Serves requests with an engine. Make it inside the loop that it is to run on."""
+
+    def __init__(
+        self, engine: Engine, visual: VisualTokens, tokenizer: Tokenizer, config: CheckpointConfig, settings: Settings
+    ) -> None:
+        self._engine, self._visual, self._tokenizer = engine, visual, tokenizer
+        self._config, self._settings = config, settings
+        self._capacity = settings.llama_max_running + settings.llama_max_waiting
+        self._open: dict[Reply, asyncio.Task[None]] = {}
+        self._waiting_for_images = 0
+        self._outside: Counter[str] = Counter()
+        self._closing = False
+
+    def take(self, inputs: Inputs, reply: Reply) -> None:
+        """Begins to serve a request."""
+        if self._closing:
+            reply.fail(Unavailable("the language model is shutting down"))
+        elif len(self._open) >= self._capacity:
+            self._outside["rejected"] += 1
+            reply.fail(Overloaded("the language model's queue is full"))
+        else:
+            task = asyncio.get_running_loop().create_task(self._serve(inputs, reply))
+            self._open[reply] = task
+            task.add_done_callback(lambda _: self._open.pop(reply))
+
+    async def watch(self) -> None:
+        """Cancels what nobody reads any more; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.llama_cancel_interval)
+            for reply, task in list(self._open.items()):
+                if reply.cancelled():
+                    task.cancel()
+
+    async def report(self, gauges: Gauges) -> None:
+        """Keeps the metrics up to date; runs until it is cancelled."""
+        while True:
+            gauges.update(self._engine, self._outside, self._waiting_for_images)
+            await asyncio.sleep(self._settings.llama_metrics_interval)
+
+    async def close(self) -> None:
+        """Takes nothing new, lets the open requests finish for `drain_seconds`, ends the rest."""
+        self._closing = True
+        if self._open:
+            await asyncio.wait(self._open.values(), timeout=self._settings.drain_seconds)
+        for task in self._open.values():
+            task.cancel()
+        await self._engine.close()
+        await asyncio.gather(*self._open.values(), return_exceptions=True)
+
+    async def _serve(self, inputs: Inputs, reply: Reply) -> None:
+        try:
+            await self._answer(parse(inputs, self._config, self._settings.request_timeout), reply)
+        except ZiyaError as error:
+            reply.fail(error)
+        except asyncio.CancelledError:
+            reply.fail(Unavailable("the language model is shutting down") if self._closing else Cancelled("cancelled"))
+        except Exception:  # a worker loop: whatever goes wrong, the client must hear of it
+            log.exception("a request failed")
+            reply.fail(Internal("the request failed; the server's log has the details"))
+
+    async def _answer(self, request: Request, reply: Reply) -> None:
+        request_id.set(request.request_id)
+        began = time.perf_counter()
+        prompt = await self._prompt(request)
+        waited = time.perf_counter() - began if request.keys else 0.0
+        stream = self._engine.submit(prompt, request.sampling, request.deadline)
+        try:
+            await self._send(stream, reply, waited)
+        finally:
+            stream.cancel()
+
+    async def _prompt(self, request: Request) -> Prompt:
+        """The text is tokenised, and refused when it is too long, before anything is waited for."""
+        if sum(map(len, request.texts)) > LONG_TEXT:
+            pieces = await asyncio.to_thread(tokenize, self._tokenizer, request.texts)
+        else:
+            pieces = tokenize(self._tokenizer, request.texts)
+        self._engine.check_length(sum(map(len, pieces)), (len(pieces) - 1) * self._config.queries)
+        self._waiting_for_images += bool(request.keys)
+        try:
+            visuals = await self._visual.of(request)
+        except (DeadlineExceeded, asyncio.CancelledError) as error:
+            self._outside["expired" if isinstance(error, DeadlineExceeded) else "cancelled"] += 1
+            raise
+        finally:
+            self._waiting_for_images -= bool(request.keys)
+        return Prompt(tuple(map(tuple, pieces)), visuals)
+
+    async def _send(self, stream: Stream, reply: Reply, waited: float) -> None:
+        async for delta in stream:
+            reply.send(delta.text, delta.finish_reason, _usage(delta, waited))
+
+
+def _usage(delta: Delta, waited: float) -> str:
+    return json.dumps({**asdict(delta.usage), "visual_wait_seconds": waited}) if delta.usage else ""

@@ -1,0 +1,112 @@
+"""The native engine behind the seam: checks a prompt, gives its stream, and starts and ends the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from services.llama.engine.delivery import Delivery
+from services.llama.engine.detokenizer import TokenBytes
+from services.llama.engine.kv_cache import KVCache
+from services.llama.engine.llama import Llama
+from services.llama.engine.runner import Runner
+from services.llama.engine.sampling import Sampling
+from services.llama.engine.scheduler import Scheduler
+from services.llama.engine.seam import Prompt, Stats
+from services.llama.engine.sequence import Sequence
+from services.llama.engine.stream import NativeStream
+from services.llama.engine.worker import Worker
+from ziya.errors import InvalidRequest, PromptTooLong
+from ziya.model.llama import LlamaWeights
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """`slots` requests run at once and `waiting` more may queue; 0 for `context` and `threads` leaves them as they are.
+
+    `prefill_tokens` bounds the prompt tokens of one step. Text is sent at most every `stream_interval` seconds,
+    except while no more than `few` requests run.
+    """
+
+    slots: int = 32
+    waiting: int = 256
+    context: int = 0
+    threads: int = 0
+    prefill_tokens: int = 512
+    stream_interval: float = 0.05
+    few: int = 4
+
+
+class NativeEngine:
+    """Implements `seam.Engine`. Takes `weights` over: its layers are fused, and nobody else may use them after."""
+
+    def __init__(self, weights: LlamaWeights, options: EngineOptions) -> None:
+        self._shape = weights.shape
+        self._visual_width = weights.projection_weight.shape[1]
+        self._table = TokenBytes(Tokenizer.from_file(str(weights.tokenizer)))
+        self.context = min(options.context or self._shape.max_positions, self._shape.max_positions)
+        model = Llama(weights, self.context)
+        cache = KVCache(self._shape, options.slots, self.context, model.dtype, model.device)
+        self._worker = Worker(
+            Runner(model, cache),
+            Scheduler(options.slots, options.prefill_tokens, cache.move),
+            Delivery(options.stream_interval, options.few),
+            eos=frozenset(self._shape.eos_ids),
+            capacity=options.slots + options.waiting,
+            threads=options.threads,
+        )
+
+    def submit(self, prompt: Prompt, sampling: Sampling, deadline: float | None = None) -> NativeStream:
+        self._check(prompt)
+        sequence = Sequence(
+            prompt=prompt,
+            sampling=sampling,
+            deadline=math.inf if deadline is None else deadline,
+            table=self._table,
+            context=self.context,
+            submitted=time.perf_counter(),
+        )
+        stream = NativeStream(asyncio.get_running_loop(), sequence.cancel)
+        self._worker.post(sequence, stream)
+        return stream
+
+    def check_length(self, text_tokens: int, image_tokens: int) -> None:
+        positions = text_tokens + image_tokens
+        if positions >= self.context:
+            raise PromptTooLong(
+                f"the prompt takes {positions} positions ({image_tokens} of them images), "
+                f"and the model has {self.context} for prompt and answer"
+            )
+
+    def stats(self) -> Stats:
+        return self._worker.stats()
+
+    def first_token_seconds(self) -> list[float]:
+        return self._worker.first_token_seconds()
+
+    async def close(self, drain_seconds: float = 0.0) -> None:
+        await asyncio.to_thread(self._worker.stop, drain_seconds)
+
+    def _check(self, prompt: Prompt) -> None:
+        if len(prompt.pieces) != len(prompt.visuals) + 1:
+            raise InvalidRequest(
+                f"a prompt of {len(prompt.pieces)} text pieces takes {len(prompt.pieces) - 1} images, "
+                f"but {len(prompt.visuals)} came"
+            )
+        if not prompt.positions:
+            raise InvalidRequest("the prompt is empty")
+        self.check_length(prompt.text_tokens, prompt.image_tokens)
+        for visual in prompt.visuals:
+            self._check_visual(visual)
+
+    def _check_visual(self, visual: npt.NDArray[np.float16]) -> None:
+        if visual.ndim != 2 or visual.shape[1] != self._visual_width:
+            raise InvalidRequest(f"visual tokens must be [queries, {self._visual_width}], not {list(visual.shape)}")
+        if not np.isfinite(visual).all():
+            raise InvalidRequest("visual tokens hold values that are not finite")

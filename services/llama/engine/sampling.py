@@ -1,0 +1,79 @@
+"""How a request wants its tokens chosen: one frozen value, checked where it enters.
+
+The meaning of each field is transformers': repetition penalty, then temperature, then top-k, then top-p.
+Temperature 0 is greedy. A request with a seed gets the same answer alone and in a busy batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ziya.checkpoint import GenerationDefaults
+from ziya.errors import InvalidRequest
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Raises InvalidRequest, naming the field, for what cannot be done. `top_k` 0 and `top_p` 1 mean off."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 128
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _number("temperature", self.temperature, 0.0, 100.0)
+        _number("top_p", self.top_p, 0.0, 1.0, above=True)
+        _integer("top_k", self.top_k, 0, 1 << 31)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
+        _integer("max_tokens", self.max_tokens, 1, 1 << 31)
+        if self.seed is not None:
+            _integer("seed", self.seed, -(1 << 63), 1 << 64)
+        _stops(self.stop)
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidRequest("ignore_eos must be true or false")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], defaults: GenerationDefaults) -> Sampling:
+        """From a request's JSON object, over the checkpoint's defaults; None means not given."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(raw) - known):
+            raise InvalidRequest(f"unknown sampling field {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        given = {name: value for name, value in raw.items() if value is not None}
+        stop = given.get("stop", ())
+        given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list | tuple) else stop
+        values: dict[str, Any] = {**vars(defaults), **given}
+        return cls(**values)
+
+
+def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
+    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    if not number or not low <= value <= high or (above and value == low):  # type: ignore[operator]
+        raise InvalidRequest(f"{name} must be a number {'above' if above else 'from'} {low:g} up to {high:g}")
+
+
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
+        raise InvalidRequest(f"{name} must be a whole number from {low} to {high - 1}")
+
+
+def _stops(stop: object) -> None:
+    if not isinstance(stop, tuple) or len(stop) > MAX_STOPS:
+        raise InvalidRequest(f"stop must be a string or a list of at most {MAX_STOPS} strings")
+    for text in stop:
+        if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
+            raise InvalidRequest(f"each stop must be a string of 1 to {MAX_STOP_LENGTH} characters")

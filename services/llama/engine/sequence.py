@@ -1,0 +1,104 @@
+"""One request inside the engine: its prompt, how far it is computed, what it has said, and when.
+
+A sequence waits, is admitted to a slot, has its prompt computed (in one or more chunks), then decodes a token
+a step until something ends it. It knows nothing of threads, batches or tensors of others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from services.llama.engine.detokenizer import Detokenizer, StopStrings, TokenBytes
+from services.llama.engine.sampler import Choice
+from services.llama.engine.sampling import Sampling
+from services.llama.engine.seam import Delta, Prompt, Usage
+
+
+@dataclass(eq=False)
+class Sequence:
+    """State of a request. `computed` counts positions whose keys and values are cached; `slot` is -1 while waiting."""
+
+    prompt: Prompt
+    sampling: Sampling
+    deadline: float
+    table: TokenBytes
+    context: int
+    submitted: float
+    slot: int = -1
+    computed: int = 0
+    admitted: float = math.nan
+    first_token: float = math.nan
+    cancelled: bool = False
+    embedded_TD: Tensor | None = None
+    ids: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+    delivered: bool = False
+
+    def __post_init__(self) -> None:
+        self.length = self.prompt.positions
+        self.choice = Choice(self.sampling)
+        for piece in self.prompt.pieces:
+            self.choice.saw(piece)
+        self._limit = min(self.sampling.max_tokens, self.context - self.length)
+        self._detokenizer = Detokenizer(self.table)
+        self._stops = StopStrings(self.sampling.stop)
+        self._text: list[str] = []
+        self._taken = 0
+
+    @property
+    def prefilled(self) -> bool:
+        return self.computed >= self.length
+
+    def cancel(self) -> None:
+        """From any thread; seen at the next step."""
+        self.cancelled = True
+
+    def append(self, token: int, eos: frozenset[int], now: float) -> None:
+        """Takes the next token; sets `finish_reason` when it is the last."""
+        if not self.ids:
+            self.first_token = now
+        self.ids.append(token)
+        self.choice.saw((token,))
+        if token in eos and not self.sampling.ignore_eos:
+            self._end("stop")
+            return
+        text, stopped = self._stops.push(self._detokenizer.push(token))
+        self._text.append(text)
+        if stopped:
+            self.finish_reason = "stop"
+        elif len(self.ids) >= self._limit:
+            self._end("length")
+
+    def _end(self, reason: str) -> None:
+        """Gives out what was held back; a stop string may still be completed by the end of a broken character."""
+        self.finish_reason = reason
+        text, stopped = self._stops.push(self._detokenizer.flush())
+        self._text.append(text)
+        if stopped:
+            self.finish_reason = "stop"
+        else:
+            self._text.append(self._stops.flush())
+
+    def take(self, now: float) -> Delta | None:
+        """What is new since the last time; None while that is nothing, as within a character."""
+        text = "".join(self._text)
+        if not text and not self.finish_reason:
+            return None
+        ids = tuple(self.ids[self._taken :])
+        self._text.clear()
+        self._taken = len(self.ids)
+        self.delivered = True
+        return Delta(text, ids, self.finish_reason, self._usage(now) if self.finish_reason else None)
+
+    def _usage(self, now: float) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt.text_tokens,
+            image_tokens=self.prompt.image_tokens,
+            completion_tokens=len(self.ids),
+            queue_seconds=self.admitted - self.submitted,
+            prefill_seconds=self.first_token - self.admitted,
+            decode_seconds=now - self.first_token,
+        )

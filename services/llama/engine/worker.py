@@ -1,0 +1,152 @@
+"""The engine's thread: takes requests at the border of a step, drops the unwanted, steps the model, delivers.
+
+Everything behind `post` runs on this one thread; other threads only add to the inbox, under the lock, or set a
+sequence's `cancelled` flag. A step that fails as a whole ends the requests that were in it, and the thread
+goes on: the next request may be a good one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+
+import torch
+
+from services.llama.engine.delivery import Delivery
+from services.llama.engine.runner import Runner
+from services.llama.engine.scheduler import Scheduler
+from services.llama.engine.seam import Stats
+from services.llama.engine.sequence import Sequence
+from services.llama.engine.stream import NativeStream
+from ziya.errors import Cancelled, DeadlineExceeded, Internal, Overloaded, Unavailable, ZiyaError
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs until `stop`. At most `capacity` requests are inside, running and waiting together."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        delivery: Delivery,
+        *,
+        eos: frozenset[int],
+        capacity: int,
+        threads: int,
+    ) -> None:
+        self._runner, self._scheduler, self._delivery = runner, scheduler, delivery
+        self._eos, self._capacity, self._threads = eos, capacity, threads
+        self._wake = threading.Condition()
+        self._inbox: list[Sequence] = []
+        self._streams: dict[Sequence, NativeStream] = {}
+        self._closing = self._stopping = False
+        self._drained = threading.Event()
+        self._count: Counter[str] = Counter()
+        self._first_tokens: list[float] = []
+        self._thread = threading.Thread(target=self._run, name="llama-engine", daemon=True)
+        self._thread.start()
+
+    def post(self, sequence: Sequence, stream: NativeStream) -> None:
+        """From any thread. Raises Overloaded or Unavailable."""
+        with self._wake:
+            if self._closing:
+                raise Unavailable("the engine is shutting down")
+            if len(self._streams) >= self._capacity:
+                self._count["rejected"] += 1
+                raise Overloaded("the engine's waiting queue is full")
+            self._streams[sequence] = stream
+            self._inbox.append(sequence)
+            self._wake.notify()
+
+    def stats(self) -> Stats:
+        running = len(self._scheduler.running)
+        waiting = max(0, len(self._streams) - running)
+        return Stats(running=running, waiting=waiting, slots=self._scheduler.slots, **self._count)
+
+    def first_token_seconds(self) -> list[float]:
+        taken, self._first_tokens = self._first_tokens, []
+        return taken
+
+    def stop(self, drain_seconds: float) -> None:
+        """Blocks: refuses what is new, waits so long for the rest, ends it, and joins the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._drained.wait(drain_seconds)
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while self._take_inbox():
+                try:
+                    self._step()
+                except Exception:  # a worker loop: one bad step must not end the service
+                    log.exception("an engine step failed")
+                    self._fail_all(Internal("the engine failed in the step that this request was part of"))
+                self._delivery.send()
+        self._fail_all(Unavailable("the engine is shutting down"))
+        self._delivery.send()
+
+    def _take_inbox(self) -> bool:
+        """Sleeps while there is nothing to do. False when the thread is to end."""
+        with self._wake:
+            while not (self._inbox or self._stopping) and self._scheduler.idle:
+                if self._closing:
+                    self._drained.set()
+                self._wake.wait()
+            self._scheduler.waiting.extend(self._inbox)
+            self._inbox.clear()
+            return not self._stopping
+
+    def _step(self) -> None:
+        self._drop_unwanted()
+        prefills = self._scheduler.prefills(time.perf_counter())
+        if not prefills and not self._scheduler.decoding:
+            return
+        chosen = self._runner.step(self._scheduler.decoding, prefills)
+        self._scheduler.computed()
+        now = time.perf_counter()
+        for sequence, token in chosen:
+            if not sequence.ids:
+                self._count["prompt_tokens"] += sequence.length
+                self._first_tokens.append(now - sequence.submitted)
+            sequence.append(token, self._eos, now)
+        self._count["tokens"] += len(chosen)
+        pairs = [(sequence, self._streams[sequence]) for sequence, _ in chosen]
+        self._delivery.gather((pair for pair in pairs if not pair[0].finish_reason), len(pairs), now)
+        for sequence, stream in pairs:
+            if sequence.finish_reason and (last := sequence.take(now)):
+                self._delivery.put(stream, last)
+                self._scheduler.remove(sequence)
+                self._leave(sequence, "finished")
+
+    def _drop_unwanted(self) -> None:
+        now = time.time()
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            if sequence.cancelled:
+                self._drop(sequence, "cancelled", Cancelled("the request was cancelled"))
+            elif now >= sequence.deadline:
+                self._drop(sequence, "expired", DeadlineExceeded("the deadline passed before the answer was complete"))
+
+    def _drop(self, sequence: Sequence, outcome: str, error: ZiyaError) -> None:
+        self._scheduler.remove(sequence)
+        self._delivery.put(self._leave(sequence, outcome), error)
+
+    def _leave(self, sequence: Sequence, outcome: str) -> NativeStream:
+        self._count[outcome] += 1
+        with self._wake:
+            return self._streams.pop(sequence)
+
+    def _fail_all(self, error: ZiyaError) -> None:
+        self._scheduler.clear()
+        for sequence in list(self._streams):
+            self._delivery.put(self._leave(sequence, "failed"), error)

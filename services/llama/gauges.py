@@ -1,0 +1,68 @@
+"""The engine's numbers on Triton's own /metrics, through the MetricFamily that Triton gives to a model.
+
+Every update crosses to the server's process, so numbers are brought up to date now and then, not at each step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.llama.engine.seam import Engine
+
+SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
+NOW = {
+    "running": "Requests whose prompt or answer is being computed",
+    "waiting": "Requests that wait for a slot",
+    "slots": "Requests that can run at once",
+}
+COUNTED = {
+    "prompt_tokens": "Positions of prompts computed",
+    "tokens": "Tokens generated",
+    "finished": "Requests answered to the end",
+    "cancelled": "Requests whose client went away",
+    "expired": "Requests whose deadline passed",
+    "rejected": "Requests refused because the queue was full",
+    "failed": "Requests that a defect or a shutdown ended",
+}
+
+
+class Gauges:
+    """`family` is Triton's MetricFamily class."""
+
+    def __init__(self, family: Any) -> None:
+        # the families own the metrics: they must live as long
+        self._families: list[Any] = []
+        self._now = {name: self._metric(family, family.GAUGE, name, text) for name, text in NOW.items()}
+        self._counted = {
+            name: self._metric(family, family.COUNTER, f"{name}_total", text) for name, text in COUNTED.items()
+        }
+        self._visual = self._metric(family, family.GAUGE, "waiting_for_images", "Requests that wait for visual tokens")
+        self._first_token = self._metric(
+            family, family.HISTOGRAM, "first_token_seconds", "From submission to first token", buckets=SECONDS
+        )
+        self._told: dict[str, float] = dict.fromkeys((*NOW, *COUNTED, "visual"), 0.0)
+
+    def _metric(self, family: Any, kind: Any, name: str, text: str, **options: Any) -> Any:
+        made = family(name=f"ziya_llama_{name}", description=text, kind=kind)
+        self._families.append(made)
+        return made.Metric(labels={}, **options)
+
+    def update(self, engine: Engine, outside: dict[str, int], waiting_for_images: int) -> None:
+        """`outside` counts requests that ended before they came to the engine, by the names above."""
+        stats = engine.stats()
+        for name, metric in self._now.items():
+            if self._changed(name, getattr(stats, name)):
+                metric.set(self._told[name])
+        for name, metric in self._counted.items():
+            before = self._told[name]
+            if self._changed(name, getattr(stats, name) + outside.get(name, 0)):
+                metric.increment(self._told[name] - before)
+        if self._changed("visual", waiting_for_images):
+            self._visual.set(waiting_for_images)
+        for seconds in engine.first_token_seconds():
+            self._first_token.observe(seconds)
+
+    def _changed(self, name: str, value: float) -> bool:
+        changed = self._told[name] != value
+        self._told[name] = value
+        return changed

@@ -1,0 +1,85 @@
+"""The LLaMA stage as one object: checkpoint, engine, bus and adapter, on an event loop in a thread of its own.
+
+Its methods may be called from any thread; Triton's is not an asyncio program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from contextlib import suppress
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from services.llama.adapter import Adapter, Reply
+from services.llama.engine.engine import NativeEngine
+from services.llama.engine.sampling import Sampling
+from services.llama.engine.seam import Engine, Prompt
+from services.llama.gauges import Gauges
+from services.llama.request import Inputs
+from services.llama.settings import Settings
+from services.llama.visual import VisualTokens
+from ziya.bus import Announcements, Bus
+from ziya.checkpoint import read_config
+from ziya.errors import Unavailable
+from ziya.model.llama import load_llama
+
+log = logging.getLogger(__name__)
+
+
+class Host:
+    """Ready when the constructor returns: the weights are loaded and the model has run once.
+
+    `family` is Triton's MetricFamily class. Raises CheckpointError for a checkpoint that cannot be used.
+    """
+
+    def __init__(self, settings: Settings, family: Any) -> None:
+        self._settings = settings
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="llama-loop", daemon=True)
+        self._thread.start()
+        self._adapter = asyncio.run_coroutine_threadsafe(self._start(Gauges(family)), self._loop).result()
+
+    def take(self, inputs: Inputs, reply: Reply) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._adapter.take, inputs, reply)
+        except RuntimeError:  # the loop is closed
+            reply.fail(Unavailable("the language model is shutting down"))
+
+    def close(self) -> None:
+        """Drains, then ends every thread."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self, gauges: Gauges) -> Adapter:
+        settings = self._settings
+        config = read_config(settings.checkpoint)
+        weights = await asyncio.to_thread(load_llama, settings.checkpoint, dtype=settings.dtype, device=settings.device)
+        tokenizer = Tokenizer.from_file(str(weights.tokenizer))
+        engine = NativeEngine(weights, settings.engine_options)
+        await _warm_up(engine)
+        self._bus = Bus(settings.redis_url, timeout=settings.bus_timeout)
+        self._announcements = Announcements(self._bus)
+        await self._announcements.start()
+        adapter = Adapter(engine, VisualTokens(self._announcements, config), tokenizer, config, settings)
+        self._tasks = [asyncio.create_task(adapter.watch()), asyncio.create_task(adapter.report(gauges))]
+        return adapter
+
+    async def _close(self) -> None:
+        await self._adapter.close()
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await self._announcements.close()
+        await self._bus.close()
+
+
+async def _warm_up(engine: Engine) -> None:
+    """The first step is slow (threads start, memory is touched): nobody should wait for it."""
+    async for _ in engine.submit(Prompt(((0,),)), Sampling(max_tokens=2, ignore_eos=True)):
+        pass

@@ -1,0 +1,61 @@
+"""What the LLaMA stage reads from the environment; the Triton model gives it to the engine."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from services.llama.engine.engine import EngineOptions
+from ziya.settings import ProcessSettings
+
+
+class Settings(ProcessSettings):
+    """Read inside the Triton model's process, so also in NVIDIA's own image."""
+
+    program: ClassVar[str] = "llama"
+
+    llama_engine: Literal["native"] = "native"
+    # auto: bfloat16 on a GPU, float32 on a CPU (there it equals transformers token for token).
+    llama_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    llama_device: Literal["auto", "cpu", "cuda"] = "auto"
+    # 0 leaves torch's own choice, one thread a core.
+    llama_threads: int = Field(0, ge=0, le=1024)
+    # Requests decoded together; each has room for a whole context in the KV cache.
+    llama_max_running: int = Field(32, ge=1, le=4096)
+    # Further requests that may wait, for tokens of an image or for a slot; more are refused.
+    llama_max_waiting: int = Field(256, ge=0)
+    # 0 takes the model's own; less saves KV-cache memory.
+    llama_max_context: int = Field(0, ge=0)
+    # Prompt tokens computed in one step at most: bounds how long a new request delays the others.
+    llama_prefill_tokens: int = Field(512, ge=1)
+    # While many run, text is sent at most this often; each response costs its way to the client.
+    llama_stream_interval: float = Field(0.05, ge=0)
+    # How often Triton is asked whether a client went away.
+    llama_cancel_interval: float = Field(0.05, gt=0)
+    # How often Triton's /metrics gets our numbers.
+    llama_metrics_interval: float = Field(0.5, gt=0)
+
+    @property
+    def device(self) -> torch.device:
+        if self.llama_device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.llama_device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if self.llama_dtype == "auto":
+            return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        return torch.float32 if self.llama_dtype == "float32" else torch.bfloat16
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        return EngineOptions(
+            slots=self.llama_max_running,
+            waiting=self.llama_max_waiting,
+            context=self.llama_max_context,
+            threads=self.llama_threads,
+            prefill_tokens=self.llama_prefill_tokens,
+            stream_interval=self.llama_stream_interval,
+        )

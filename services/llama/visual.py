@@ -1,0 +1,51 @@
+"""The visual tokens of a request: off the bus by key, as soon as they are there, or out of the request itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy.typing as npt
+
+from services.llama.request import Request
+from ziya.bus import Announcements
+from ziya.checkpoint import CheckpointConfig
+from ziya.errors import InvalidEnvelope, VisualTokensMissing, ZiyaError
+from ziya.wire import Stage, unpack
+
+Array = npt.NDArray[Any]
+
+
+class VisualTokens:
+    """Waits for tokens of this checkpoint's Q-Former."""
+
+    def __init__(self, announcements: Announcements, config: CheckpointConfig) -> None:
+        self._announcements = announcements
+        self._fingerprint = config.fingerprints["qformer"]
+        self._shape = (config.queries, config.qformer_width)
+
+    async def of(self, request: Request) -> tuple[Array, ...]:
+        """float16 [queries, Q-Former width] of each image. Raises what was announced, or what the bus does."""
+        if request.inline is not None:
+            return tuple(request.inline)
+        if not request.keys:
+            return ()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._wait(key, request.deadline)) for key in request.keys]
+        except* ZiyaError as errors:
+            raise _first(errors) from None
+        return tuple(task.result() for task in tasks)
+
+    async def _wait(self, key: str, deadline: float) -> Array:
+        data = await self._announcements.wait(key, deadline)
+        try:
+            return unpack(data, stage=Stage.TOKENS, fingerprint=self._fingerprint, shape=self._shape).array
+        except InvalidEnvelope as error:
+            # not the caller's fault: whoever asked can have the tokens computed again
+            raise VisualTokensMissing(f"what lies under {key} cannot be used: {error.message}") from error
+
+
+def _first(errors: BaseExceptionGroup[ZiyaError]) -> ZiyaError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
