@@ -1,0 +1,159 @@
+"""The gateway: OpenAI's HTTP API and VisualChat over gRPC, on one event loop, before vision, Q-Former and Triton.
+
+Run as `python -m services.gateway.app`; settings.py has what it reads from the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import uvloop
+
+from protos.chat_pb2_grpc import add_VisualChatServicer_to_server
+from services.gateway import chat_service, web_server
+from services.gateway.addresses import any_address, is_public
+from services.gateway.admission import Admission, Keys
+from services.gateway.breaker import Breaker
+from services.gateway.completions import Completions
+from services.gateway.encoders import Encoders
+from services.gateway.fetch import Fetcher, FetchPolicy
+from services.gateway.front import Front, TimeLimits
+from services.gateway.health import Readiness, grpc_serving
+from services.gateway.http_api import HttpApi
+from services.gateway.image_source import ImageOpener
+from services.gateway.llama import LlamaClient
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.paths import Paths
+from services.gateway.pipeline import Pipeline
+from services.gateway.settings import Settings
+from ziya import rpc, telemetry
+from ziya.bus import Bus
+from ziya.content import ContentKeys
+from ziya.images import ImageLimits
+from ziya.settings import metrics_port
+
+SERVICE = "gateway"
+VISION = "ziya.visual.v1.VisionEncoder"
+QFORMER = "ziya.visual.v1.QFormer"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Where a running gateway listens."""
+
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """What stands behind the gateway."""
+
+    vision: grpc.aio.Channel
+    qformer: grpc.aio.Channel
+    llama: LlamaClient
+    bus: Bus
+
+
+async def main(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    async with running(settings) as gateway:
+        ports = {"http": gateway.http_port, "grpc": gateway.grpc_port, "metrics": gateway.metrics_port}
+        telemetry.announce_listening(SERVICE, **ports)
+        await rpc.stop_signal()
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Gateway]:
+    """Starts everything; on leaving drains, then stops it. Raises OSError when a port is taken."""
+    async with AsyncExitStack() as stack:
+        metrics = telemetry.Metrics(SERVICE)
+        stages = await _stages(settings, metrics, stack)
+        front = await _front(settings, stages, GatewayMetrics(metrics), stack)
+        api = HttpApi(front, _completions(settings, front), _readiness(settings, stages), metrics.registry)
+        server = rpc.GrpcServer(
+            SERVICE,
+            lambda target: add_VisualChatServicer_to_server(chat_service.ChatService(front), target),
+            [chat_service.FULL_NAME],
+            options=rpc.ServerOptions.of(settings, port=settings.gateway_grpc_port, metrics_port=0),
+            metrics=metrics,
+        )
+        port = metrics_port(settings.gateway_grpc_port, settings.gateway_metrics_port)
+        exporter, exporter_port = telemetry.serve_metrics(metrics.registry, settings.host, port)
+        stack.callback(exporter.close)
+        grpc_port = await server.start()
+        stack.push_async_callback(server.stop)
+        http_port = await stack.enter_async_context(
+            web_server.serving(api.app, settings.host, settings.gateway_http_port)
+        )
+        yield Gateway(http_port, grpc_port, exporter_port)
+        await asyncio.gather(server.drain(), front.admission.drain(settings.drain_seconds))
+
+
+async def _stages(settings: Settings, metrics: telemetry.Metrics, stack: AsyncExitStack) -> _Stages:
+    size = settings.max_message_bytes
+    vision = rpc.connect(settings.gateway_vision, max_message_bytes=size)
+    qformer = rpc.connect(settings.gateway_qformer, max_message_bytes=size)
+    triton = rpc.connect(settings.gateway_triton, max_message_bytes=size, keepalive=False)
+    for channel in (vision, qformer, triton):
+        stack.push_async_callback(channel.close, None)
+    bus = Bus(settings.redis_url, timeout=settings.bus_timeout, metrics=metrics)
+    stack.push_async_callback(bus.close)
+    return _Stages(vision, qformer, LlamaClient(triton), bus)
+
+
+async def _front(settings: Settings, stages: _Stages, numbers: GatewayMetrics, stack: AsyncExitStack) -> Front:
+    """Makes the objects and hands them to one another; the stack closes what must be closed."""
+    content = ContentKeys.load(settings.checkpoint)
+    breaker = Breaker(stages.bus.ping, interval=settings.gateway_probe_seconds, report=numbers.bus_up.set)
+    stack.push_async_callback(breaker.close)
+    policy = FetchPolicy(
+        allow=settings.gateway_fetch,
+        max_bytes=settings.gateway_max_image_bytes,
+        seconds=settings.gateway_fetch_seconds,
+    )
+    fetcher = Fetcher(policy, any_address if settings.gateway_fetch_private else is_public)
+    stack.push_async_callback(fetcher.close)
+    paths = Paths(
+        content.config,
+        stages.bus,
+        breaker,
+        Encoders(stages.vision, stages.qformer, content.config),
+        stages.llama,
+        tokens_ttl=settings.tokens_ttl,
+        watch=settings.gateway_watch_seconds,
+    )
+    opener = ImageOpener(fetcher, ImageLimits(max_bytes=settings.gateway_max_image_bytes))
+    return Front(
+        settings.gateway_model_name,
+        keys=Keys(settings.api_keys, salted=settings.gateway_salt_by_key),
+        admission=Admission(settings.gateway_max_in_flight),
+        limits=TimeLimits(settings.request_timeout, settings.gateway_max_request_timeout),
+        pipeline=Pipeline(content, opener, paths, numbers, patience=settings.gateway_retry_seconds),
+        metrics=numbers,
+    )
+
+
+def _completions(settings: Settings, front: Front) -> Completions:
+    return Completions(front, max_body=settings.gateway_max_body_bytes, heartbeat=settings.gateway_heartbeat_seconds)
+
+
+def _readiness(settings: Settings, stages: _Stages) -> Readiness:
+    needed = {
+        "llama": stages.llama.ready,
+        "vision": grpc_serving(stages.vision, VISION),
+        "qformer": grpc_serving(stages.qformer, QFORMER),
+    }
+    return Readiness(needed, {"redis": stages.bus.ping}, seconds=settings.gateway_ready_seconds)
+
+
+if __name__ == "__main__":
+    environment = Settings.load()
+    telemetry.configure_logging(SERVICE, environment.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(environment))

@@ -1,0 +1,125 @@
+"""The HTTP face: routes, request ids, and errors in OpenAI's shape for every path."""
+
+from __future__ import annotations
+
+import re
+import time
+from html import escape
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.gateway.completions import Completions
+from services.gateway.front import Front
+from services.gateway.health import Readiness
+from services.gateway.openai_error import error_headers, error_object, http_status, plain_error
+from ziya import telemetry
+from ziya.errors import ZiyaError
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{model}</title>
+<h1>{model}</h1>
+<p>A bilingual vision-language model. This address speaks OpenAI's API:</p>
+<ul>
+<li><code>POST /v1/chat/completions</code></li>
+<li><a href="/v1/models"><code>GET /v1/models</code></a></li>
+<li><a href="/healthz"><code>GET /healthz</code></a>, <a href="/readyz"><code>GET /readyz</code></a></li>
+<li><a href="/metrics"><code>GET /metrics</code></a></li>
+</ul>
+</html>
+"""
+
+
+class HttpApi:
+    """Makes the ASGI application."""
+
+    def __init__(
+        self, front: Front, completions: Completions, readiness: Readiness, registry: CollectorRegistry
+    ) -> None:
+        self._front = front
+        self._readiness = readiness
+        self._registry = registry
+        self._since = int(time.time())
+        routes = [
+            Route("/v1/chat/completions", completions, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name:path}", self._model),
+            Route("/healthz", _live),
+            Route("/readyz", self._ready),
+            Route("/metrics", self._metrics),
+            Route("/", self._page),
+        ]
+        handlers = {HTTPException: _http_error, ZiyaError: _error}
+        self.app = Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(RequestIds)])
+
+    async def _models(self, request: Request) -> Response:
+        self._check_key(request)
+        return JSONResponse({"object": "list", "data": [self._description()]})
+
+    async def _model(self, request: Request) -> Response:
+        self._check_key(request)
+        self._front.check_model(request.path_params["name"])
+        return JSONResponse(self._description())
+
+    async def _ready(self, request: Request) -> Response:
+        report = await self._readiness.report()
+        ready = report.ready and not self._front.admission.draining
+        stages = report.stages | ({"gateway": "draining"} if self._front.admission.draining else {})
+        return JSONResponse({"ready": ready, "stages": stages}, 200 if ready else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _page(self, request: Request) -> Response:
+        return HTMLResponse(_PAGE.format(model=escape(self._front.model)))
+
+    def _check_key(self, request: Request) -> None:
+        self._front.keys.check(request.headers.get("authorization", ""))
+
+    def _description(self) -> dict[str, object]:
+        return {"id": self._front.model, "object": "model", "created": self._since, "owned_by": "ziya-visual"}
+
+
+class RequestIds:
+    """Names every request: the client's `X-Request-Id` where it is fit for a log, else a new one; and says it back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        own = given if _REQUEST_ID.fullmatch(given) else telemetry.new_request_id()
+        telemetry.request_id.set(own)
+
+        async def naming(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = own
+            await send(message)
+
+        await self._app(scope, receive, naming)
+
+
+async def _live(request: Request) -> Response:
+    return JSONResponse({"live": True})
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ZiyaError)
+    return JSONResponse(error_object(error), http_status(error), error_headers(error))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    return JSONResponse(plain_error(message, error.status_code), error.status_code, error.headers)

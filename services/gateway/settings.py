@@ -1,0 +1,50 @@
+"""What the gateway reads from the environment: the shared ZIYA_… names, and its own ZIYA_GATEWAY_… ones."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, SecretStr
+
+from services.gateway.fetch import Fetch
+from ziya.settings import ProcessSettings
+
+
+class Settings(ProcessSettings):
+    """Times are in seconds, sizes in bytes; port 0 means any free port."""
+
+    program: ClassVar[str] = "gateway"
+
+    gateway_http_port: int = Field(8080, ge=0, le=65535)
+    gateway_grpc_port: int = Field(9000, ge=0, le=65535)
+    gateway_metrics_port: int | None = Field(None, ge=0, le=65535)
+    gateway_vision: str = "127.0.0.1:9001"
+    gateway_qformer: str = "127.0.0.1:9002"
+    gateway_triton: str = "127.0.0.1:8001"
+    gateway_model_name: str = Field("ziya-visual", min_length=1)
+    # Keys that open the API, separated by commas; empty means that everybody may ask.
+    gateway_api_keys: SecretStr = SecretStr("")
+    # With API keys: no key's images can be found in the cache by another key.
+    gateway_salt_by_key: bool = False
+    gateway_max_in_flight: int = Field(128, ge=1)
+    gateway_max_body_bytes: int = Field(64 << 20, ge=1024)
+    gateway_max_image_bytes: int = Field(20 << 20, ge=1024)
+    gateway_max_request_timeout: float = Field(600.0, gt=0)
+    gateway_heartbeat_seconds: float = Field(10.0, gt=0)
+    # Which image URLs are fetched: off, https, all (http, too).
+    gateway_fetch: Fetch = Fetch.HTTPS
+    # Lets fetches reach private, loopback and link-local addresses.
+    gateway_fetch_private: bool = False
+    gateway_fetch_seconds: float = Field(10.0, gt=0)
+    # For how long a stage that cannot be reached is asked again before the first text.
+    gateway_retry_seconds: float = Field(30.0, ge=0)
+    # Without text for so long, it is checked that the visual tokens exist; if not, they go inline.
+    gateway_watch_seconds: float = Field(3.0, gt=0)
+    # How often Redis is asked whether it is back.
+    gateway_probe_seconds: float = Field(1.0, gt=0)
+    # How long a readiness check waits for a stage.
+    gateway_ready_seconds: float = Field(2.0, gt=0)
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        return tuple(key.strip() for key in self.gateway_api_keys.get_secret_value().split(",") if key.strip())

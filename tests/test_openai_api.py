@@ -1,0 +1,373 @@
+"""The gateway's HTTP face as the official OpenAI client sees it, over real HTTP, gRPC and Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.fakes import CONFIG, Gate, expected_sight
+from tests.gateways import Scene, picture, scene
+from ziya import keys
+from ziya.errors import InvalidImage, PromptTooLong
+
+RED, BLUE = picture("red"), picture("blue")
+WORDS = "你好，this is a fake answer。"
+
+
+@pytest.fixture
+async def here(redis_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with scene(redis_url, tmp_path) as made:
+        yield made
+
+
+def url_of(image: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+
+
+def shown(*images: bytes, text: str = "What is this?") -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url_of(image)}} for image in images]
+    return [*parts, {"type": "text", "text": text}]
+
+
+async def test_text_is_answered_whole(here: Scene) -> None:
+    answer = await here.ask("你好")
+    assert answer.object == "chat.completion"
+    assert answer.model == "ziya-visual"
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content == WORDS
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert here.behind.triton.asked[0].texts == ["<human>:你好\n<bot>:"]
+
+
+async def test_image_is_seen_and_counted(here: Scene) -> None:
+    answer = await here.ask(shown(RED))
+    assert answer.choices[0].message.content == f"[{expected_sight(RED)}]{WORDS}"
+    details = answer.usage.prompt_tokens_details
+    assert (details.cached_tokens, details.image_tokens) == (0, CONFIG.queries)
+    assert answer.ziya["images"] == [{"image_id": keys.image_id(RED), "cached": False}]
+    assert {"admission", "vision", "visual_wait", "prefill", "total"} <= set(answer.ziya["stage_seconds"])
+    assert here.behind.triton.asked[0].texts == ["", "<human>:What is this?\n<bot>:"]
+
+
+async def test_stream_brings_the_same_words_and_usage_last(here: Scene) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = [chunk async for chunk in await here.ask(shown(RED), **options)]
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    texts = [chunk.choices[0].delta.content for chunk in chunks[1:] if chunk.choices]
+    assert "".join(text or "" for text in texts) == f"[{expected_sight(RED)}]{WORDS}"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["stop"]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 7
+    assert chunks[-1].usage.prompt_tokens_details.image_tokens == CONFIG.queries
+    assert chunks[-1].ziya["images"][0]["image_id"] == keys.image_id(RED)
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+async def test_stream_without_usage_still_ends_with_our_report(here: Scene) -> None:
+    chunks = [chunk async for chunk in await here.ask("hello", stream=True)]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert chunks[-1].usage is None
+    assert chunks[-1].ziya["stage_seconds"]["total"] > 0
+
+
+async def test_stream_is_server_sent_events(here: Scene) -> None:
+    body = {"model": "ziya-visual", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    answer = await here.http.post("/v1/chat/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert answer.text.endswith("\n\ndata: [DONE]\n\n")
+    assert all(line.startswith("data: ") for line in answer.text.split("\n\n") if line)
+
+
+async def test_several_images_and_turns_keep_their_order(here: Scene) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": shown(RED, BLUE, text="Two?")},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": shown(RED, text="And this?")},
+    ]
+    answer = await here.client.chat.completions.create(model="ziya-visual", messages=messages)
+    sights = [expected_sight(image) for image in (RED, BLUE, RED)]
+    assert answer.choices[0].message.content == "".join(f"[{sight}]" for sight in sights) + WORDS
+    assert here.behind.triton.asked[0].texts == [
+        "",
+        "",
+        "<human>:Be brief.\nTwo?\n<bot>:Two.</s>",
+        "<human>:And this?\n<bot>:",
+    ]
+    assert len(here.behind.vision.requests) == 2, "equal images of one request are encoded once"
+    assert answer.usage.prompt_tokens_details.image_tokens == 3 * CONFIG.queries
+
+
+async def test_neighbouring_messages_of_one_role_are_joined(here: Scene) -> None:
+    messages = [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
+    await here.client.chat.completions.create(model="ziya-visual", messages=messages)
+    assert here.behind.triton.asked[0].texts == ["<human>:one\ntwo\n<bot>:"]
+
+
+async def test_second_question_about_an_image_finds_its_tokens(here: Scene) -> None:
+    await here.ask(shown(RED))
+    answer = await here.ask(shown(RED, text="And again?"))
+    assert answer.usage.prompt_tokens_details.cached_tokens == CONFIG.queries
+    assert answer.ziya["images"][0]["cached"] is True
+    assert len(here.behind.vision.requests) == 1
+
+
+@pytest.mark.parametrize("form", ["image_id", "image_url"])
+async def test_image_id_stands_for_the_image(here: Scene, form: str) -> None:
+    image_id = (await here.ask(shown(RED))).ziya["images"][0]["image_id"]
+    url = {"type": "image_url", "image_url": {"url": f"image-id:{image_id}"}}
+    part = {"type": "image_id", "image_id": image_id} if form == "image_id" else url
+    answer = await here.ask([part, {"type": "text", "text": "Again?"}])
+    assert answer.choices[0].message.content.startswith(f"[{expected_sight(RED)}]")
+    assert len(here.behind.vision.requests) == 1
+
+
+async def test_image_id_whose_tokens_are_gone_is_made_from_features(here: Scene, redis_url: str) -> None:
+    image_id = keys.image_id(RED)
+    here.behind.vision.remembers.add(image_id)
+    answer = await here.ask([{"type": "image_id", "image_id": image_id}])
+    assert answer.choices[0].message.content.startswith(f"[{expected_sight(RED)}]")
+    assert here.behind.vision.requests[0].image == b""
+
+
+async def test_unknown_image_id_asks_for_the_image(here: Scene) -> None:
+    with pytest.raises(openai.NotFoundError, match="send the image again") as caught:
+        await here.ask([{"type": "image_id", "image_id": "0" * 64}])
+    assert caught.value.code == "image_not_found"
+
+
+async def test_sampling_reaches_the_model(here: Scene) -> None:
+    await here.ask(
+        "hello",
+        temperature=0,
+        top_p=0.5,
+        max_completion_tokens=9,
+        seed=-1,
+        stop="。",
+        extra_body={"top_k": 3, "repetition_penalty": 1.5, "ignore_eos": True},
+    )
+    sampling = here.behind.triton.asked[0].sampling
+    expected = {"temperature": 0, "top_p": 0.5, "max_tokens": 9, "seed": 2**64 - 1, "stop": ["。"], "top_k": 3}
+    assert expected | {"repetition_penalty": 1.5, "ignore_eos": True} == {
+        name: value for name, value in sampling.items() if name not in {"deadline", "request_id"}
+    }
+
+
+async def test_absent_sampling_is_left_to_the_checkpoint(here: Scene) -> None:
+    await here.ask("hello")
+    assert set(here.behind.triton.asked[0].sampling) == {"deadline", "request_id"}
+
+
+async def test_length_is_the_reason_when_the_answer_is_cut(here: Scene) -> None:
+    answer = await here.ask("hello", max_tokens=2)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 2
+
+
+async def test_neutral_values_of_unsupported_fields_are_accepted(here: Scene) -> None:
+    neutral = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": False, "user": "me", "store": False}
+    answer = await here.ask("hello", **neutral, tools=[], response_format={"type": "text"})
+    assert answer.choices[0].message.content == WORDS
+
+
+BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"n": 2}, "n"),
+    ({"presence_penalty": 1}, "presence_penalty"),
+    ({"logprobs": True}, "logprobs"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": 2.5}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+    ({"stop": [""]}, "stop"),
+    ({"stop": [1]}, "stop"),
+    ({"seed": "one"}, "seed"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"extra_body": {"top_k": 1.5}}, "top_k"),
+    ({"extra_body": {"topk": 1}}, "topk"),
+    ({"extra_headers": {"X-Request-Timeout": "soon"}}, "X-Request-Timeout"),
+]
+
+
+async def test_bad_option_is_refused_by_name(here: Scene) -> None:
+    for options, param in BAD_OPTIONS:
+        with pytest.raises(openai.BadRequestError, match=param) as caught:
+            await here.ask("hello", **options)
+        assert caught.value.param == param
+        assert caught.value.type == "invalid_request_error"
+
+
+BAD_MESSAGES: list[tuple[list[Any], str]] = [
+    ([], "messages"),
+    ([{"role": "system", "content": "x"}], "messages"),
+    ([{"role": "assistant", "content": "x"}], "messages.0"),
+    ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "messages.1"),
+    ([{"role": "tool", "content": "x"}], "messages.0.role"),
+    ([{"role": "user", "content": None}], "messages.0.content"),
+    ([{"role": "user", "content": "  "}], "messages.0"),
+    ([{"role": "user", "content": "x", "colour": "red"}], "messages.0.colour"),
+    ([{"role": "user", "content": [{"type": "video"}]}], "messages.0.content.0.type"),
+    ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text"),
+    ([{"role": "user", "content": [{"type": "image_id", "image_id": "abc"}]}], "messages.0.content.0.image_id"),
+    ([{"role": "system", "content": shown(RED)}, {"role": "user", "content": "x"}], "messages.0"),
+]
+
+
+async def test_bad_message_is_refused_by_path(here: Scene) -> None:
+    for messages, param in BAD_MESSAGES:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await here.client.chat.completions.create(model="ziya-visual", messages=messages)
+        assert caught.value.param == param
+
+
+BAD_URLS = [
+    ("data:image/png;base64,!!!!", "invalid_image"),
+    ("data:image/png;base64", "invalid_image"),
+    (f"data:text/plain;base64,{base64.b64encode(b'not an image').decode()}", "invalid_image"),
+    ("ftp://example.org/a.png", "invalid_image_url"),
+    ("http://example.org/a.png", "invalid_image_url"),
+    ("https://127.0.0.1/a.png", "invalid_image_url"),
+]
+
+
+async def test_bad_image_is_refused_before_anything_is_asked(here: Scene) -> None:
+    for stream, (url, code) in itertools.product((False, True), BAD_URLS):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await here.ask([{"type": "image_url", "image_url": {"url": url}}], stream=stream)
+        assert caught.value.code == code
+        assert caught.value.param == "messages.0.content.0.image_url.url"
+    assert here.behind.triton.opened == 0
+
+
+HOSTILE = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'{"model": "ziya-visual"}',
+    b'{"model": 1, "messages": []}',
+    b'{"messages": [], "model": NaN}',
+    b"[" * 100_000,
+    b'{"model": "ziya-visual", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    b'{"model": "ziya-visual", "messages": {"0": 1}}',
+    b"\xff\xfe\x00",
+    b'{"model": "ziya-visual", "max_tokens": 1e999, "messages": [{"role": "user", "content": "x"}]}',
+    b'{"model":"ziya-visual","max_tokens":99999999999999999999,"messages":[{"role":"user","content":"x"}]}',
+]
+
+
+async def test_hostile_body_is_a_clear_400(here: Scene) -> None:
+    for body in HOSTILE:
+        answer = await here.http.post("/v1/chat/completions", content=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_too_large_a_body_is_refused(redis_url: str, tmp_path: Path) -> None:
+    async with scene(redis_url, tmp_path, gateway_max_body_bytes=2000) as here:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await here.ask("x" * 3000)
+        assert caught.value.status_code == 413
+
+        async def blocks() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                yield b" " * 1000
+
+        answer = await here.http.post("/v1/chat/completions", content=blocks())
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "request_too_large"
+
+
+async def test_error_of_the_model_keeps_its_class(here: Scene) -> None:
+    here.behind.triton.behaviour.errors = [PromptTooLong("the prompt takes 600 positions; the model has 512")]
+    with pytest.raises(openai.BadRequestError, match="600 positions") as caught:
+        await here.ask("hello", stream=True)
+    assert caught.value.code == "context_length_exceeded"
+
+
+async def test_error_of_the_encoder_ends_the_request(here: Scene) -> None:
+    gate = Gate()
+    here.behind.vision.behaviour.gate = gate
+    here.behind.vision.behaviour.errors = [InvalidImage("the image is truncated")]
+    question = asyncio.create_task(here.ask(shown(RED)))
+    await here.behind.triton.behaviour.entered.wait()
+    gate.is_open.set()
+    with pytest.raises(openai.BadRequestError, match="truncated"):
+        await question
+    await here.behind.triton.behaviour.cancelled.wait()
+
+
+async def test_models_are_listed(here: Scene) -> None:
+    assert [model.id async for model in here.client.models.list()] == ["ziya-visual"]
+    assert (await here.client.models.retrieve("ziya-visual")).owned_by == "ziya-visual"
+    with pytest.raises(openai.NotFoundError) as caught:
+        await here.client.models.retrieve("gpt-4")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        await here.ask("hello", model="gpt-4")
+
+
+async def test_api_keys_open_what_is_theirs(redis_url: str, tmp_path: Path) -> None:
+    async with scene(redis_url, tmp_path, gateway_api_keys="one, two") as here:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            await here.ask("hello")
+        assert caught.value.code == "invalid_api_key"
+        client = here.client.with_options(api_key="two")
+        assert [model.id async for model in client.models.list()] == ["ziya-visual"]
+        answer = await client.chat.completions.create(
+            model="ziya-visual", messages=[{"role": "user", "content": "hello"}]
+        )
+        assert answer.choices[0].message.content == WORDS
+        assert (await here.http.get("/v1/models")).status_code == 401
+        assert (await here.http.get("/healthz")).status_code == 200
+
+
+async def test_keys_do_not_share_images_when_salted(redis_url: str, tmp_path: Path) -> None:
+    async with scene(redis_url, tmp_path, gateway_api_keys="one,two", gateway_salt_by_key=True) as here:
+        for key in ("one", "two"):
+            client = here.client.with_options(api_key=key)
+            messages = [{"role": "user", "content": shown(RED)}]
+            answer = await client.chat.completions.create(model="ziya-visual", messages=messages)
+            assert answer.ziya["images"][0]["cached"] is False
+        assert len({request.salt for request in here.behind.vision.requests}) == 2
+
+
+async def test_request_id_goes_through_and_comes_back(here: Scene) -> None:
+    answer = await here.ask("hello", extra_headers={"X-Request-Id": "my-own-7"})
+    assert answer.ziya["request_id"] == "my-own-7"
+    assert answer._request_id == "my-own-7"
+    assert here.behind.triton.asked[0].sampling["request_id"] == "my-own-7"
+    unfit = await here.http.get("/healthz", headers={"X-Request-Id": "no spaces"})
+    assert len(unfit.headers["x-request-id"]) == 32
+
+
+async def test_every_path_answers_in_one_shape(here: Scene) -> None:
+    assert (await here.http.get("/")).status_code == 200
+    missing = await here.http.get("/v2/nothing")
+    assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
+    wrong = await here.http.get("/v1/chat/completions")
+    assert wrong.status_code == 405
+    assert "error" in wrong.json()
+
+
+async def test_synchronous_client_works_too(here: Scene) -> None:
+    def ask() -> str:
+        with openai.OpenAI(base_url=f"{here.url}/v1", api_key="none") as client:
+            messages: Any = [{"role": "user", "content": shown(BLUE)}]
+            stream = client.chat.completions.create(model="ziya-visual", messages=messages, stream=True)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    assert await asyncio.to_thread(ask) == f"[{expected_sight(BLUE)}]{WORDS}"
