@@ -14,6 +14,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+FEATURES_PREFIX = "ziya:features:"
+TOKENS_PREFIX = "ziya:tokens:"
+
 
 def image_id(image: bytes) -> str:
     """SHA-256 of the encoded image file, in hex."""
@@ -22,13 +25,13 @@ def image_id(image: bytes) -> str:
 
 def features_key(image: str, *, vision_fingerprint: str, dtype: str, salt: str = "") -> str:
     """Key of the ViT features of the image with id `image`."""
-    return "ziya:features:" + _digest("features", image, vision_fingerprint, dtype, salt)
+    return FEATURES_PREFIX + _digest("features", image, vision_fingerprint, dtype, salt)
 
 
 def tokens_key(features: str, *, qformer_fingerprint: str, instruction_ids: Sequence[int] | None = None) -> str:
     """Key of the visual tokens; `instruction_ids` is None when the Q-Former does not read the instruction."""
     instruction = "" if instruction_ids is None else "i" + ",".join(map(str, instruction_ids))
-    return "ziya:tokens:" + _digest("tokens", features, qformer_fingerprint, instruction)
+    return TOKENS_PREFIX + _digest("tokens", features, qformer_fingerprint, instruction)
 
 
 def _digest(*parts: str) -> str:

@@ -1,0 +1,162 @@
+"""What happens around every call of every service: request id, admission, errors to status, metrics, one log line.
+
+Servicers raise errors of `ziya/errors.py` and know no status codes; here, and only here, an error
+becomes a status, with `Name: sentence` as its message, so that the caller gets the exact class back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from ziya.errors import (
+    BusUnavailable,
+    Internal,
+    Overloaded,
+    Unavailable,
+    Unimplemented,
+    ZiyaError,
+    status_of,
+    to_line,
+)
+from ziya.telemetry import Metrics, new_request_id, request_id, since
+
+REQUEST_ID = "x-request-id"
+RETRY_AFTER = "retry-after"
+# Characters of a status message: it travels in an HTTP/2 header of at most 8 KiB, where a Chinese one takes 9 bytes.
+MAX_DETAILS = 512
+log = logging.getLogger(__name__)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+    """Guards all calls but those of gRPC's own services (health, reflection), which always go through."""
+
+    def __init__(self, service: str, metrics: Metrics, max_concurrent: int) -> None:
+        self._service, self._max_concurrent = service, max_concurrent
+        self._calls = metrics.counter("rpc", "Calls ended, by method and status", ["method", "code"])
+        self._seconds = metrics.histogram("rpc_seconds", "Seconds from arrival to end of a call", ["method"])
+        self._gauge = metrics.gauge("rpc_in_flight", "Calls in flight")
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuses new calls; whether those in flight ended within `seconds`."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = await continuation(handler_call_details)
+        path = handler_call_details.method
+        if handler is None or path.startswith("/grpc."):
+            return handler
+        method = path.rpartition(".")[2]
+        coders = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method), **coders)
+        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), **coders)
+
+    def _unary(self, inner: Any, method: str) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            async with self._around(method, context):
+                return await inner(request, context)
+
+        return call
+
+    def _stream(self, inner: Any, method: str) -> Any:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._around(method, context):
+                async for reply in inner(request, context):
+                    yield reply
+
+        return call
+
+    @asynccontextmanager
+    async def _around(self, method: str, context: Context) -> AsyncIterator[None]:
+        started, code = time.perf_counter(), grpc.StatusCode.OK
+        metadata = dict(context.invocation_metadata() or ())
+        own = _request_id(metadata.get(REQUEST_ID))
+        request_id.set(own)  # each call has a task, and so a context, of its own
+        context.set_trailing_metadata(((REQUEST_ID, own),))
+        self._count(+1)
+        try:
+            self._admit()
+            yield
+        except ZiyaError as error:
+            code = status_of(error)[0]
+            await _abort(context, error, own)
+        except NotImplementedError:  # of the generated servicer, for a method that ours does not have
+            code = grpc.StatusCode.UNIMPLEMENTED
+            await _abort(context, Unimplemented(f"{method} is not implemented by {self._service}"), own)
+        except asyncio.CancelledError:
+            left = context.time_remaining()
+            code = grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
+            raise
+        except grpc.aio.AbortError:
+            code = context.code()
+            raise
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            log.exception("a call failed with an error that is a defect", extra={"method": method})
+            await _abort(context, Internal(f"a defect of the service; its log has request {own}"), own)
+        finally:
+            self._count(-1)
+            self._ended(method, code, since(started))
+
+    def _admit(self) -> None:
+        if self._draining:
+            raise Unavailable(f"{self._service} is stopping")
+        if self._in_flight > self._max_concurrent:
+            raise Overloaded(f"{self._service} has {self._max_concurrent} calls in flight already")
+
+    def _count(self, change: int) -> None:
+        self._in_flight += change
+        self._gauge.set(self._in_flight)
+        if self._in_flight:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    def _ended(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+        self._calls.labels(method, code.name).inc()
+        self._seconds.labels(method).observe(seconds)
+        log.info("call ended", extra={"method": method, "code": code.name, "seconds": round(seconds, 6)})
+
+
+async def _abort(context: Context, error: ZiyaError, own: str) -> None:
+    trailing = [(REQUEST_ID, own)]
+    if isinstance(error, Overloaded):
+        trailing.append((RETRY_AFTER, f"{error.retry_after:g}"))
+    if isinstance(error, BusUnavailable):
+        # The next try would meet the same Redis: the caller is to take the direct path at once.
+        trailing.append(("grpc-retry-pushback-ms", "-1"))
+    await context.abort(status_of(error)[0], to_line(error)[:MAX_DETAILS], tuple(trailing))
+
+
+def _request_id(given: str | bytes | None) -> str:
+    """The caller's id when it is one that may stand in a log, else a new one."""
+    if isinstance(given, str) and re.fullmatch(r"[\w.:-]{1,64}", given, re.ASCII):
+        return given
+    return new_request_id()
