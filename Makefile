@@ -1,0 +1,69 @@
+# Every command a person or CI runs. `make` alone prints them. Set-up is kept in stamps under .venv, so repeating is quick.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PROTOS := $(wildcard protos/*.proto)
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo up test lint format bench tiny protos setup constraints clean
+
+help: ## print this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: .venv/protos.stamp ## set everything up, start the stack, ask about pictures in Chinese and English, stop
+	@$(BIN)/ziya demo
+
+up: .venv/protos.stamp ## start the whole stack on this machine; Ctrl-C stops it
+	@$(BIN)/ziya up
+
+test: .venv/dev.stamp .venv/protos.stamp ## run all tests (real Redis, real Triton, real processes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+lint: .venv/dev.stamp .venv/protos.stamp ## ruff, formatting, types, and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: .venv/dev.stamp ## let ruff rewrite the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: .venv/dev.stamp .venv/protos.stamp ## measure the running system against the same modules called directly
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+tiny: .venv/dev.stamp .venv/protos.stamp ## train checkpoints/ziya-tiny again from data (hours; needs npm)
+	@$(BIN)/python -m training.tiny $(ARGS)
+
+protos: .venv/protos.stamp ## generate the gRPC code beside protos/*.proto
+
+setup: .venv/dev.stamp .venv/protos.stamp ## make .venv with everything a developer needs
+
+constraints: .venv/dev.stamp ## write constraints.txt from what .venv holds
+	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^#'; } > .venv/constraints.txt
+	@mv .venv/constraints.txt constraints.txt
+
+clean: ## remove .venv, generated code and caches
+	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -f protos/*_pb2*.py protos/*_pb2*.pyi
+	@find . -name __pycache__ -not -path './node_modules/*' -prune -exec rm -rf {} +
+
+.venv/one-machine.stamp: pyproject.toml constraints.txt
+	@echo "Setting up .venv (once; a few minutes)…"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[one-machine,protos]'
+	@touch $@
+
+.venv/dev.stamp: .venv/one-machine.stamp
+	@echo "Adding the developer's tools to .venv (once)…"
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/protos.stamp: .venv/one-machine.stamp $(PROTOS)
+	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+	@touch $@

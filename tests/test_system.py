@@ -1,0 +1,242 @@
+"""The whole system with real processes: both languages, many at once, and what happens when a part is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer
+
+from tests.reference import reference_generate
+from tests.stack import Stack, running, ziya
+
+pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(240)]
+
+CHINESE, ENGLISH = "这是什么？", "What is this?"
+RESTART_SECONDS = 90
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Stack]:
+    with running(tmp_path_factory.mktemp("home"), tiny_checkpoint) as stack:
+        yield stack
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one request ended: with an answer and its reason, or with an error of ours (status, sentence)."""
+
+    text: str = ""
+    finish_reason: str = ""
+    usage: dict[str, Any] | None = None
+    status: int = 200
+    error: str = ""
+
+    @property
+    def is_answer(self) -> bool:
+        return self.finish_reason in ("stop", "length") and not self.error
+
+    @property
+    def is_clear(self) -> bool:
+        """An answer, or an error whose sentence is one that a person can read."""
+        return self.is_answer or (len(self.error) > 10 and "Traceback" not in self.error)
+
+    @property
+    def cached(self) -> int:
+        assert self.usage is not None
+        return int(self.usage["prompt_tokens_details"]["cached_tokens"])
+
+
+def pixels(seed: int, side: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def data_url(picture: np.ndarray) -> str:
+    buffer = BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def body(picture: np.ndarray, question: str, **options: Any) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": data_url(picture)}}, {"type": "text", "text": question}]
+    request = {"model": "ziya-visual", "messages": [{"role": "user", "content": parts}], "temperature": 0}
+    return {**request, "max_tokens": 12, "stream": True, "stream_options": {"include_usage": True}, **options}
+
+
+async def ask(client: httpx.AsyncClient, picture: np.ndarray, question: str, **options: Any) -> Outcome:
+    """One streamed request. Only what is ours may go wrong: a broken HTTP exchange fails the test."""
+    text, reason, usage = "", "", None
+    async with client.stream("POST", "/v1/chat/completions", json=body(picture, question, **options)) as reply:
+        if reply.is_error:
+            message = json.loads(await reply.aread())["error"]["message"]
+            return Outcome(status=reply.status_code, error=message)
+        async for line in reply.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                return Outcome(text, reason, usage, error=event["error"]["message"])
+            usage = event.get("usage") or usage
+            for choice in event["choices"]:
+                text += choice["delta"].get("content") or ""
+                reason = choice["finish_reason"] or reason
+    return Outcome(text, reason, usage)
+
+
+def client_of(stack: Stack) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=stack.url, timeout=RESTART_SECONDS, trust_env=False)
+
+
+def plain_text(checkpoint: Path, tokens: Sequence[int]) -> str:
+    """The text of tokens, byte by byte: `Tokenizer.decode` spoils whole runs in which one byte does not fit."""
+    tokenizer = Tokenizer.from_file(str(checkpoint / "llama" / "tokenizer.json"))
+    data = b""
+    for name in map(tokenizer.id_to_token, tokens):
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", name)
+        data += bytes.fromhex(byte[1]) if byte else name.replace("\u2581", " ").encode()
+    return data.decode(errors="replace")
+
+
+async def again_answering(client: httpx.AsyncClient, seed: int) -> Outcome:
+    """The first answer after a disturbance; refusals on the way must be clear."""
+    async with asyncio.timeout(RESTART_SECONDS):
+        while not (outcome := await ask(client, pixels(seed), ENGLISH)).is_answer:
+            assert outcome.is_clear
+    return outcome
+
+
+@pytest.mark.parametrize("question", [CHINESE, ENGLISH])
+async def test_an_answer_through_the_whole_stack_is_the_references(
+    stack: Stack, tiny_checkpoint: Path, question: str
+) -> None:
+    picture = pixels(1)
+    async with client_of(stack) as client:
+        outcome = await ask(client, picture, question)
+    expected = reference_generate(tiny_checkpoint, [picture], ["", f"<human>:{question}\n<bot>:"], 12)
+    assert outcome.text == plain_text(tiny_checkpoint, expected)
+    assert outcome.usage is not None
+    assert outcome.usage["completion_tokens"] == len(expected)
+
+
+async def test_a_known_picture_is_not_computed_again(stack: Stack) -> None:
+    async with client_of(stack) as client:
+        first = await ask(client, pixels(2), CHINESE)
+        second = await ask(client, pixels(2), ENGLISH)
+        third = await ask(client, pixels(2), CHINESE)
+    assert (first.cached, third.text) == (0, first.text)
+    assert second.cached == third.cached == 4
+
+
+async def test_the_official_client_works_unchanged(stack: Stack) -> None:
+    content = body(pixels(3), CHINESE)["messages"]
+    async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+        whole = await client.chat.completions.create(model="ziya-visual", messages=content, temperature=0, max_tokens=8)
+        stream = await client.chat.completions.create(
+            model="ziya-visual", messages=content, temperature=0, max_tokens=8, stream=True
+        )
+        pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "".join(pieces) == whole.choices[0].message.content
+
+
+def test_ask_finds_the_running_stack_and_streams(stack: Stack, tmp_path: Path) -> None:
+    Image.fromarray(pixels(4)).save(tmp_path / "noise.png")
+    home = {"XDG_STATE_HOME": str(stack.state.parents[1])}
+    words = ("ask", str(tmp_path / "noise.png"), CHINESE, "--temperature", "0", "--max-tokens", "8")
+    plain = ziya(*words, "--stats", env=home)
+    assert plain.returncode == 0, plain.stderr
+    assert "first token" in plain.stdout
+    assert "tokens/s" in plain.stdout
+    structured = ziya(*words, "--json", env=home)
+    report = json.loads(structured.stdout)
+    assert plain.stdout.startswith(report["answer"].split("\n")[0])
+    assert report["usage"]["image_tokens"] == 4
+    assert report["finish_reason"] == "length"
+
+
+def test_ask_with_two_pictures(stack: Stack, tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{seed}.png") for seed in (5, 6)]
+    for seed, name in zip((5, 6), files, strict=True):
+        Image.fromarray(pixels(seed)).save(name)
+    report = json.loads(ziya("ask", *files, ENGLISH, "--url", stack.url, "--json", "--max-tokens", "4").stdout)
+    assert report["usage"]["image_tokens"] == 8
+
+
+def test_ask_shows_the_servers_refusal_as_a_sentence(stack: Stack, tmp_path: Path) -> None:
+    Image.fromarray(pixels(7)).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    result = ziya("ask", str(tmp_path / "cut.png"), ENGLISH, "--url", stack.url)
+    assert result.returncode == 1
+    assert "the image is damaged or cut off" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("victim", "first_seed"), [("services.vision.app", 100), ("services.qformer.app", 200), ("tritonserver", 300)]
+)
+async def test_twenty_at_once_while_a_process_is_killed(stack: Stack, victim: str, first_seed: int) -> None:
+    """Each request ends in an answer or a clear error, and the restarted stack answers."""
+    seeds = range(first_seed, first_seed + 20)
+    async with client_of(stack) as client:
+        started = asyncio.Event()
+
+        async def one(seed: int) -> Outcome:
+            outcome = await ask(client, pixels(seed), (CHINESE, ENGLISH)[seed % 2], max_tokens=24)
+            started.set()
+            return outcome
+
+        async def kill() -> None:
+            await started.wait()
+            stack.kill(victim)
+
+        *outcomes, _ = await asyncio.gather(*(one(seed) for seed in seeds), kill())
+        assert len(outcomes) == 20
+        assert all(outcome.is_clear for outcome in outcomes), outcomes
+        assert any(outcome.is_answer for outcome in outcomes)
+        assert (await again_answering(client, seeds[-1] + 1)).is_answer
+    assert stack.find(victim).is_running()
+
+
+async def test_answers_come_without_redis_and_use_it_again_when_it_is_back(stack: Stack) -> None:
+    async with client_of(stack) as client:
+        stack.kill("redis-server")
+        outcomes = await asyncio.gather(*(ask(client, pixels(900 + n), CHINESE) for n in range(20)))
+        assert all(outcome.is_answer for outcome in outcomes), outcomes
+        await until_cached(client, 950)
+
+
+async def test_a_redis_that_hangs_costs_no_answer(stack: Stack) -> None:
+    redis = stack.find("redis-server")
+    async with client_of(stack) as client:
+        redis.suspend()
+        try:
+            outcome = await ask(client, pixels(960), ENGLISH)
+        finally:
+            redis.resume()
+        assert outcome.is_answer, outcome.error
+        await until_cached(client, 970)
+
+
+async def until_cached(client: httpx.AsyncClient, seed: int) -> None:
+    """Asks about one picture until its tokens come from the bus."""
+    async with asyncio.timeout(RESTART_SECONDS):
+        while not (await ask(client, pixels(seed), ENGLISH)).cached:
+            pass
+
+
+def test_the_socket_of_redis_is_private(stack: Stack) -> None:
+    socket = stack.addresses["redis"].removeprefix("unix://")
+    assert stat.S_IMODE(os.stat(socket).st_mode) == 0o700
