@@ -67,6 +67,14 @@ async def test_an_error_announced_before_anyone_waits_is_told_once(bus: Bus, ann
         await announcements.wait(KEY, time.time() + 0.05)
 
 
+async def test_an_announced_expiry_is_not_told_to_who_has_time_left(bus: Bus, announcements: Announcements) -> None:
+    waiting = asyncio.create_task(announcements.wait(KEY, soon()))
+    await announced_to_another(bus, announcements)
+    await bus.announce(KEY, DeadlineExceeded("the first asker's time was over"))
+    with pytest.raises(VisualTokensMissing, match="the first asker's time was over"):
+        await waiting
+
+
 async def test_tokens_that_are_there_count_more_than_an_old_error(bus: Bus, announcements: Announcements) -> None:
     await bus.announce(KEY, InvalidImage("before"))
     await announced_to_another(bus, announcements)

@@ -18,7 +18,16 @@ from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Prompt
 from tests.engines import ask, engine_on, random_prompt, reference, settled
 from tests.tiny import build_checkpoint
-from ziya.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, PromptTooLong, Unavailable, ZiyaError
+from ziya.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidRequest,
+    Overloaded,
+    PromptTooLong,
+    Unavailable,
+    ZiyaError,
+)
 
 PROMPT = Prompt(((10, 11, 12, 13),))
 ENDLESS = Sampling(max_tokens=500, ignore_eos=True)
@@ -42,7 +51,7 @@ async def test_a_lone_greedy_answer_is_transformers(checkpoint: Path, images: in
     async with engine_on(checkpoint) as engine:
         answer = await ask(engine, prompt, Sampling(max_tokens=40))
     assert answer.ids == reference(checkpoint, prompt, 40)
-    assert answer.usage.prompt_tokens == prompt.text_tokens
+    assert answer.usage.prompt_tokens == prompt.positions
     assert answer.usage.image_tokens == 4 * images
     assert answer.usage.completion_tokens == len(answer.ids)
 
@@ -126,6 +135,8 @@ async def test_the_context_ends_an_answer_and_refuses_a_prompt(engine: NativeEng
 async def test_what_does_not_fit_the_model_is_refused_by_name(engine: NativeEngine) -> None:
     with pytest.raises(InvalidRequest, match="empty"):
         engine.submit(Prompt(((),)), Sampling())
+    with pytest.raises(InvalidRequest, match="a token that the model"):
+        engine.submit(Prompt(((10**6,),)), Sampling())
     with pytest.raises(InvalidRequest, match="1 images, but 0 came"):
         engine.submit(Prompt(((1,), (2,))), Sampling())
     with pytest.raises(InvalidRequest, match=r"\[queries, 32\], not \[4, 31\]"):
@@ -225,6 +236,17 @@ async def test_nothing_leaks_whatever_requests_do(tiny_checkpoint: Path) -> None
         assert min(counts.values()) > 0
         answers = await asyncio.gather(*(ask(engine, PROMPT, Sampling(max_tokens=20)) for _ in range(4)))
     assert all(answer.ids == reference(tiny_checkpoint, PROMPT, 20) for answer in answers)
+
+
+async def test_a_step_that_fails_ends_its_requests_alone(engine: NativeEngine) -> None:
+    """Numbers of a type that torch does not know stand for a defect: they pass the checks and break the step."""
+    poison = Prompt(((5,), (6,)), (np.zeros((4, 32), np.longdouble),))  # type: ignore[arg-type]
+    with pytest.raises(Internal):
+        await ask(engine, poison, Sampling())
+    await settled(engine)
+    answers = await asyncio.gather(*(ask(engine, PROMPT, Sampling(max_tokens=9, ignore_eos=True)) for _ in range(9)))
+    assert {tuple(answer.ids) for answer in answers} == {tuple(answers[0].ids)}
+    assert engine.stats().failed == 1
 
 
 async def test_bfloat16_runs(tiny_checkpoint: Path) -> None:

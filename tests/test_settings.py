@@ -13,8 +13,13 @@ from pydantic import ValidationError
 
 from ziya.settings import ProcessSettings, metrics_port
 
+# Its own class, and not the one below: importing pytest again and again takes most of the time.
 PROGRAM = """
-from tests.test_settings import Settings
+from typing import ClassVar
+from ziya.settings import ProcessSettings
+class Settings(ProcessSettings):
+    program: ClassVar[str] = "vision"
+    vision_port: int = 9001
 settings = Settings.load()
 print(settings.vision_port, settings.redis_url, settings.log_level, settings.checkpoint)
 """
@@ -23,7 +28,6 @@ print(settings.vision_port, settings.redis_url, settings.log_level, settings.che
 class Settings(ProcessSettings):
     program: ClassVar[str] = "vision"
     vision_port: int = 9001
-    vision_max_batch: int = 8
 
 
 def start(**environment: str) -> subprocess.CompletedProcess[str]:

@@ -194,9 +194,11 @@ async def test_wrong_shapes_and_missing_inputs_end_the_stream(client: TritonClie
     (infinite,) = await client.ask(["", "x"], GREEDY, visual_tokens=np.full((1, 4, 32), np.inf, np.float16))
     assert "not finite" in infinite.error
     (both,) = await client.ask(
-        ["", "x"], GREEDY, visual_tokens=np.zeros((1, 4, 32), np.float16), image_keys=keys(["k"])
+        ["", "x"], GREEDY, visual_tokens=np.zeros((1, 4, 32), np.float16), image_keys=keys(["ziya:tokens:k"])
     )
     assert "not both" in both.error
+    (foreign,) = await client.ask(["", "x"], GREEDY, image_keys=keys(["ziya:ready"]))
+    assert foreign.error.startswith("InvalidRequest: every one of image_keys must begin with ziya:tokens:")
 
 
 async def test_a_request_ends_at_its_deadline(client: TritonClient, triton: TritonServer) -> None:

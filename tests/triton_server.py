@@ -9,9 +9,10 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import grpc
@@ -28,12 +29,17 @@ START_SECONDS = 60
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on, all different."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Loopback ports that nothing listens on, all different, and below those that the kernel gives to clients:
+
+    Triton binds them only seconds later, and cannot be told to take any.
+    """
+    found: set[int] = set()
+    while len(found) < count:
+        port = SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 class TritonServer:

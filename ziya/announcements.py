@@ -75,6 +75,9 @@ class Announcements:
                 return await future
         except TimeoutError:
             raise DeadlineExceeded("the visual tokens did not come in time") from None
+        except DeadlineExceeded as error:
+            # Announced: the work of somebody with less time was dropped. This waiter can have it done again.
+            raise VisualTokensMissing(f"{key} was not computed: {error.message}") from None
         finally:
             self._leave(key, future)
 

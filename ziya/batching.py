@@ -190,7 +190,10 @@ class Batcher(Generic[ItemT, ResultT]):
         try:
             results = list(self._run(items))
         except Exception as error:  # noqa: BLE001 (a worker loop: the caller gets the error)
-            return [error] if len(items) == 1 else None
+            if len(items) == 1:
+                return [error]
+            log.warning("a batch failed and runs again one by one", extra={"items": len(items), "error": repr(error)})
+            return None
         if len(results) != len(items):
             return [Internal(f"the model answered {len(results)} results for {len(items)} items")] * len(items)
         return results

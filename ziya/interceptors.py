@@ -95,7 +95,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
 
     @asynccontextmanager
     async def _around(self, method: str, context: Context) -> AsyncIterator[None]:
-        started, code = time.perf_counter(), grpc.StatusCode.OK
+        started, code, failure = time.perf_counter(), grpc.StatusCode.OK, None
         metadata = dict(context.invocation_metadata() or ())
         own = _request_id(metadata.get(REQUEST_ID))
         request_id.set(own)  # each call has a task, and so a context, of its own
@@ -105,25 +105,22 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
             self._admit()
             yield
         except ZiyaError as error:
-            code = status_of(error)[0]
-            await _abort(context, error, own)
+            failure = error
         except NotImplementedError:  # of the generated servicer, for a method that ours does not have
-            code = grpc.StatusCode.UNIMPLEMENTED
-            await _abort(context, Unimplemented(f"{method} is not implemented by {self._service}"), own)
-        except asyncio.CancelledError:
+            failure = Unimplemented(f"{method} is not implemented by {self._service}")
+        except (asyncio.CancelledError, GeneratorExit):
             left = context.time_remaining()
             code = grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
             raise
-        except grpc.aio.AbortError:
-            code = context.code()
-            raise
         except Exception:
-            code = grpc.StatusCode.INTERNAL
             log.exception("a call failed with an error that is a defect", extra={"method": method})
-            await _abort(context, Internal(f"a defect of the service; its log has request {own}"), own)
+            failure = Internal(f"a defect of the service; its log has request {own}")
         finally:
+            # Before the status leaves: who has the answer finds it counted.
             self._count(-1)
-            self._ended(method, code, since(started))
+            self._ended(method, status_of(failure)[0] if failure else code, since(started), failure)
+        if failure is not None:
+            await _abort(context, failure, own)
 
     def _admit(self) -> None:
         if self._draining:
@@ -139,10 +136,11 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
         else:
             self._idle.set()
 
-    def _ended(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+    def _ended(self, method: str, code: grpc.StatusCode, seconds: float, failure: ZiyaError | None) -> None:
         self._calls.labels(method, code.name).inc()
         self._seconds.labels(method).observe(seconds)
-        log.info("call ended", extra={"method": method, "code": code.name, "seconds": round(seconds, 6)})
+        told = {"method": method, "code": code.name, "seconds": round(seconds, 6)}
+        log.info("call ended", extra=told if failure is None else told | {"error": to_line(failure)})
 
 
 async def _abort(context: Context, error: ZiyaError, own: str) -> None:

@@ -57,10 +57,10 @@ class Paths:
 
     async def _by_bus(self, job: Job) -> tuple[LlamaStream, Piece]:
         wanted = job.unique()
-        there = await self._touch(list(wanted))
-        missing = [visual for visual, found in zip(wanted.values(), there, strict=True) if not found]
         async with AsyncExitStack() as stack:
             stream = self._open(job, [visual.tokens_key for visual in job.visuals], stack)
+            there = await self._touch(list(wanted))
+            missing = [visual for visual, found in zip(wanted.values(), there, strict=True) if not found]
             job.encodes = [asyncio.create_task(self._encode(job, visual)) for visual in missing]
             stack.push_async_callback(cancel, job.encodes)
             piece = await self._first_piece(job, stream)

@@ -1,8 +1,8 @@
 """One request from its images to its last word, as one async generator.
 
     1. open the images, compute their ids and keys             (here)
-    2. ask Redis which visual tokens are there                 (paths.py)
-    3. open Triton's stream with the keys, at once, and have the missing tokens made meanwhile  (paths.py)
+    2. open Triton's stream with the keys, at once             (paths.py)
+    3. ask Redis which visual tokens are there, and have the missing ones made meanwhile  (paths.py)
     4. hand the text through as it comes                       (here)
 
 Until the first text everything may be done again without the client noticing: a stage that is being

@@ -39,6 +39,7 @@ async def serving(app: ASGIApp, host: str, port: int) -> AsyncIterator[int]:
     config = uvicorn.Config(
         app,
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         lifespan="off",

@@ -17,6 +17,7 @@ from ziya.errors import InvalidRequest
 
 Array = npt.NDArray[Any]
 MAX_IMAGES = 64
+KEY_PREFIX = "ziya:tokens:"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def parse(inputs: Inputs, config: CheckpointConfig, timeout: float) -> Request:
     if not texts:
         raise InvalidRequest("prompt must hold at least one text")
     keys, inline = _strings("image_keys", inputs.image_keys), _inline(inputs.visual_tokens, config)
+    if not all(key.startswith(KEY_PREFIX) for key in keys):
+        raise InvalidRequest(f"every one of image_keys must begin with {KEY_PREFIX}")
     if keys and inline is not None:
         raise InvalidRequest("give image_keys or visual_tokens, not both")
     images = len(keys) if inline is None else len(inline)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from services.llama.request import Request
 from ziya.bus import Announcements
 from ziya.checkpoint import CheckpointConfig
-from ziya.errors import InvalidEnvelope, VisualTokensMissing, ZiyaError
+from ziya.errors import InvalidEnvelope, VisualTokensMissing
 from ziya.wire import Stage, unpack
 
 Array = npt.NDArray[Any]
@@ -28,14 +28,12 @@ class VisualTokens:
         """float16 [queries, Q-Former width] of each image. Raises what was announced, or what the bus does."""
         if request.inline is not None:
             return tuple(request.inline)
-        if not request.keys:
-            return ()
+        tasks = [asyncio.create_task(self._wait(key, request.deadline)) for key in request.keys]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._wait(key, request.deadline)) for key in request.keys]
-        except* ZiyaError as errors:
-            raise _first(errors) from None
-        return tuple(task.result() for task in tasks)
+            return tuple(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # the first error ends the wait for all
+                task.cancel()
 
     async def _wait(self, key: str, deadline: float) -> Array:
         data = await self._announcements.wait(key, deadline)
@@ -44,8 +42,3 @@ class VisualTokens:
         except InvalidEnvelope as error:
             # not the caller's fault: whoever asked can have the tokens computed again
             raise VisualTokensMissing(f"what lies under {key} cannot be used: {error.message}") from error
-
-
-def _first(errors: BaseExceptionGroup[ZiyaError]) -> ZiyaError:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -150,7 +150,8 @@ class Worker:
         if features is None:
             raise VisualTokensMissing("the image's features are not (any more) on the bus")
         if isinstance(features, ZiyaError):
-            raise features
+            # What lies on the bus is not the client's doing: with the image the features can be made again.
+            raise VisualTokensMissing(f"the image's features on the bus cannot be used: {features.message}")
         computing = partial(self._source.tokens, features, work.instruction, work.deadline)
         return (await self._flights.do(work.tokens_key, computing))[0].value
 

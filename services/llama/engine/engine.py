@@ -39,7 +39,7 @@ class EngineOptions:
     context: int = 0
     threads: int = 0
     prefill_tokens: int = 512
-    stream_interval: float = 0.05
+    stream_interval: float = 0.1
     few: int = 4
 
 
@@ -101,6 +101,8 @@ class NativeEngine:
             )
         if not prompt.positions:
             raise InvalidRequest("the prompt is empty")
+        if any(not 0 <= token < self._shape.vocab for piece in prompt.pieces for token in piece):
+            raise InvalidRequest(f"the prompt holds a token that the model, with {self._shape.vocab}, does not have")
         self.check_length(prompt.text_tokens, prompt.image_tokens)
         for visual in prompt.visuals:
             self._check_visual(visual)

@@ -89,12 +89,10 @@ class Scheduler:
         self._move(source, slot, sequence.computed)
         return source
 
-    def clear(self) -> list[Sequence]:
-        """Forgets everybody, also those of a step that failed; gives them back."""
+    def abandon(self) -> list[Sequence]:
+        """Forgets all that run, also those of a step that failed; gives them back."""
         in_step = [sequence for sequence, _ in self._in_step if sequence is not self.partial]
-        everybody = [*self.running, *in_step, *self.waiting]
-        self._in_step = []
-        self.waiting.clear()
+        running = [*self.running, *in_step]
         self.decoding.clear()
-        self.partial = None
-        return everybody
+        self.partial, self._in_step = None, []
+        return running

@@ -95,7 +95,7 @@ class Sequence:
 
     def _usage(self, now: float) -> Usage:
         return Usage(
-            prompt_tokens=self.prompt.text_tokens,
+            prompt_tokens=self.prompt.positions,
             image_tokens=self.prompt.image_tokens,
             completion_tokens=len(self.ids),
             queue_seconds=self.admitted - self.submitted,

@@ -91,9 +91,10 @@ class Worker:
                     self._step()
                 except Exception:  # a worker loop: one bad step must not end the service
                     log.exception("an engine step failed")
-                    self._fail_all(Internal("the engine failed in the step that this request was part of"))
+                    error = Internal("the engine failed in the step that this request was part of")
+                    self._fail(self._scheduler.abandon(), error)
                 self._delivery.send()
-        self._fail_all(Unavailable("the engine is shutting down"))
+        self._fail([*self._scheduler.abandon(), *self._scheduler.waiting], Unavailable("the engine is shutting down"))
         self._delivery.send()
 
     def _take_inbox(self) -> bool:
@@ -146,7 +147,6 @@ class Worker:
         with self._wake:
             return self._streams.pop(sequence)
 
-    def _fail_all(self, error: ZiyaError) -> None:
-        self._scheduler.clear()
-        for sequence in list(self._streams):
+    def _fail(self, sequences: list[Sequence], error: ZiyaError) -> None:
+        for sequence in sequences:
             self._delivery.put(self._leave(sequence, "failed"), error)
