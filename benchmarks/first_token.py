@@ -78,12 +78,27 @@ def report(timings: dict[str, list[Timing]], names: list[str]) -> str:
 
 
 def shares(timings: list[Timing]) -> str:
-    """Median of each stage's seconds, as the gateway reports them, and their share of the time to first token."""
+    """Where the time to first token goes: medians of what the stages report, which do not overlap, and the rest."""
+    rows = {label: statistics.median(seconds(t) for t in timings) for label, seconds in PARTS.items()}
     first = statistics.median(t.first_token for t in timings)
-    stages = dict.fromkeys(stage for t in timings for stage in t.stage_seconds)
-    medians = {stage: statistics.median(t.stage_seconds.get(stage, 0.0) for t in timings) for stage in stages}
-    rows = [[stage, f"{1000 * seconds:.2f}", f"{seconds / first:.0%}"] for stage, seconds in medians.items()]
-    return machine.table(["stage (stack, p50)", "ms", "of the client's first token"], rows)
+    cells = [[label, f"{1000 * seconds:.1f}", f"{seconds / first:.0%}"] for label, seconds in rows.items()]
+    return machine.table(["part of the time to first token", "ms, p50", "share"], cells)
+
+
+def _stage(*names: str) -> Callable[[Timing], float]:
+    return lambda timing: sum(timing.stage_seconds.get(name, 0.0) for name in names)
+
+
+_vision = _stage("vision_queue", "vision")
+_stages = _stage("admission", "visual_wait", "llama_queue", "prefill")
+PARTS: dict[str, Callable[[Timing], float]] = {
+    "gateway, until Triton is asked": _stage("admission"),
+    "vision: waiting for a batch, and the ViT": _vision,
+    "decoding the image, Q-Former, Redis, calls between them": lambda t: _stage("visual_wait")(t) - _vision(t),
+    "LLaMA: waiting for the engine": _stage("llama_queue"),
+    "LLaMA: prefill and first token": _stage("prefill"),
+    "client to gateway to Triton and back": lambda t: t.first_token - _stages(t),
+}
 
 
 async def run(checkpoint: Path, requests: int) -> None:

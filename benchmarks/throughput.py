@@ -25,7 +25,7 @@ import torch
 from benchmarks import machine, random_checkpoint
 from benchmarks.callers import Ask, GrpcCaller, HttpCaller, Timing
 from benchmarks.direct import Direct
-from benchmarks.first_token import fresh_image, shares
+from benchmarks.first_token import fresh_image
 from cli.stack import Options, running_stack
 from services.llama.engine.engine import EngineOptions
 
@@ -90,6 +90,16 @@ def report(alone: list[float], through: dict[str, list[tuple[float, list[Timing]
         cells = [f"{max(speeds):.0f}", f"{statistics.median(speeds):.0f}", f"{max(speeds) / best:.0%}", f"{first:.2f}"]
         rows.append([f"stack, {name}", *cells])
     return machine.table(["tokens/s", "best round", "median", "best against engine", "s to first token, p50"], rows)
+
+
+def shares(timings: list[Timing]) -> str:
+    """Where a request's time goes, as the gateway reports it."""
+    total = statistics.median(t.total for t in timings)
+    rows = []
+    for stage in ("admission", "visual_wait", "llama_queue", "prefill", "decode"):
+        seconds = statistics.median(t.stage_seconds.get(stage, 0.0) for t in timings)
+        rows.append([stage.replace("_", " "), f"{seconds:.3f}", f"{seconds / total:.0%}"])
+    return machine.table(["part of a request (gRPC)", "s, p50", "share"], rows)
 
 
 async def run(clients: int, count: int) -> None:
