@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,59 @@ from PIL import Image
 
 from services.gateway.app import Gateway, running
 from services.gateway.settings import Settings
-from tests.fakes import CONFIG, Backend, backend
+from tests.fake_triton import FakeTriton, TritonServer
+from tests.fakes import CONFIG, FakeQFormer, FakeVision, qformer_service, vision_service
+from ziya import rpc
+from ziya.bus import Announcements, Bus
 from ziya.content import ContentKeys
+
+WORDS = "你好，this is a fake answer。"
+"""What the fake model says after the sights of its images."""
+
+
+@dataclass
+class Backend:
+    """All that is behind a gateway."""
+
+    bus: Bus
+    vision: FakeVision
+    qformer: FakeQFormer
+    triton: FakeTriton
+    triton_server: TritonServer
+    vision_server: rpc.GrpcServer
+    vision_port: int
+    qformer_server: rpc.GrpcServer
+    qformer_port: int
+
+
+@asynccontextmanager
+async def backend(redis_url: str, content: ContentKeys) -> AsyncIterator[Backend]:
+    """Starts the fakes on free ports."""
+    bus = Bus(redis_url)
+    announcements = Announcements(bus)
+    await announcements.start()
+    vision, qformer, triton = FakeVision(bus, content), FakeQFormer(), FakeTriton(announcements)
+    vision_server, qformer_server = vision_service(vision), qformer_service(qformer)
+    triton_server = TritonServer(triton)
+    await triton_server.start()
+    try:
+        yield Backend(
+            bus=bus,
+            vision=vision,
+            qformer=qformer,
+            triton=triton,
+            triton_server=triton_server,
+            vision_server=vision_server,
+            vision_port=await vision_server.start(),
+            qformer_server=qformer_server,
+            qformer_port=await qformer_server.start(),
+        )
+    finally:
+        for server in (vision_server, qformer_server):
+            await server.stop()
+        await triton_server.kill()
+        await announcements.close()
+        await bus.close()
 
 
 @dataclass
@@ -74,3 +127,31 @@ def picture(color: str = "red", size: int = 16, form: str = "PNG") -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (size, size), color).save(stream, form)
     return stream.getvalue()
+
+
+def shown(image: bytes, text: str = "What is this?") -> list[dict[str, Any]]:
+    url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+
+
+async def content_of(question: Awaitable[Any]) -> str:
+    return str((await question).choices[0].message.content)
+
+
+async def words_of(question: Awaitable[Any]) -> str:
+    answer = await question
+    return "".join([chunk.choices[0].delta.content or "" async for chunk in answer])
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Asks until it is so; the test's own timeout ends a wait in vain."""
+    while not await condition():
+        await asyncio.sleep(0.02)
+
+
+async def metric_is(here: Scene, name: str, value: float) -> bool:
+    return await here.metric(name) == value
+
+
+async def metric_counts(here: Scene, name: str) -> bool:
+    return await here.metric(name) > 0

@@ -58,11 +58,11 @@ class Stack:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def find(self, word: str) -> psutil.Process:
-        """The child of `ziya up` whose command line holds `word`."""
-        for child in psutil.Process(self.process.pid).children():
+        """The process of the stack whose command line holds `word`."""
+        for child in self.descendants():
             if any(word in part for part in child.cmdline()):
                 return child
-        raise AssertionError(f"no child of `ziya up` has {word!r} in its command line")
+        raise AssertionError(f"no process of the stack has {word!r} in its command line")
 
     def kill(self, word: str) -> None:
         self.find(word).kill()

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-MAX_LINES, MAX_TEST_LINES = 300, 400
+MAX_LINES, MAX_TEST_LINES = 300, 500
 SOURCES = ("ziya", "services", "training", "cli", "benchmarks", "tests")
 BANNED_NAMES = {"utils", "helpers", "common", "misc", "manager", "base"}
 # A path in backquotes or a link: begins with a folder of ours, or is a file at the top.

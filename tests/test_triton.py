@@ -278,3 +278,17 @@ def test_nothing_outlives_a_killed_server(tmp_path: Path, tiny_checkpoint: Path)
         assert (gone, alive) == ([stub], [])
     finally:
         server.stop()
+
+
+def test_a_server_whose_model_process_was_killed_ends(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    server = TritonServer(tmp_path, tiny_checkpoint, "unix:///x")
+    try:
+        process = psutil.Process(server.wait().process.pid)
+        children = process.children(recursive=True)
+        server.stub().kill()
+        assert server.process.wait(30) != 0
+        gone, alive = psutil.wait_procs(children, timeout=30)
+        assert alive == []
+        assert len(gone) == len(children) >= 2
+    finally:
+        server.stop()

@@ -11,6 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from services.llama.host import Host
+from services.llama.lifeline import Lifeline
 from services.llama.request import Inputs
 from services.llama.settings import Settings
 from ziya.errors import ZiyaError, to_line
@@ -53,6 +54,7 @@ class TritonPythonModel:
         settings = Settings.load()
         configure_logging("llama", settings.log_level)
         self._host = Host(settings, pb_utils.MetricFamily)
+        self._lifeline = Lifeline()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -60,6 +62,7 @@ class TritonPythonModel:
             self._host.take(Inputs(*inputs), Reply(request.get_response_sender()))
 
     def finalize(self) -> None:
+        self._lifeline.release()
         self._host.close()
 
 
