@@ -173,6 +173,12 @@ def test_equal_weights_have_equal_fingerprints(built: Path, tmp_path: Path, othe
     assert not set(read_config(other).fingerprints.values()) & set(read_config(built).fingerprints.values())
 
 
+def test_every_user_may_read_a_checkpoint(built: Path) -> None:
+    files = [path for path in built.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert [path.name for path in files if path.stat().st_mode & 0o044 != 0o044] == []
+
+
 def test_parts_are_taken_over_as_folders(built: Path, tmp_path: Path) -> None:
     config = save_checkpoint(
         tmp_path / "copy",

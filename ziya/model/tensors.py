@@ -23,6 +23,7 @@ from ziya.checkpoint import CheckpointError
 Shape = tuple[int, ...]
 Table = Mapping[str, Shape]
 FILE_NAME = "model.safetensors"
+READABLE = 0o644
 SHARD_BYTES = 4 << 30
 
 
@@ -143,7 +144,9 @@ def write(
 
 
 def _write_shard(folder: Path, stem: str, number: int, tensors: dict[str, Tensor]) -> list[str]:
-    save_file(tensors, folder / f"{stem}.{number}", metadata={"format": "pt"})
+    path = folder / f"{stem}.{number}"
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(READABLE)  # safetensors makes it the owner's alone, but services run as other users
     return list(tensors)
 
 
