@@ -65,7 +65,10 @@ class Stack:
         raise AssertionError(f"no process of the stack has {word!r} in its command line")
 
     def kill(self, word: str) -> None:
-        self.find(word).kill()
+        """SIGKILL; returns when the process is gone, for a dying one may still take a connection."""
+        victim = self.find(word)
+        victim.kill()
+        victim.wait(STOP_SECONDS)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)

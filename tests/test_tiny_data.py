@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from training.tiny import dataset, dialogues, examples, questions
+from training.tiny import align, connect, dataset, dialogues, evaluate, examples, export, questions, vision
+from training.tiny import tokenizer as tokenizers
 from training.tiny.augment import augment
 from training.tiny.dialogues import Dialogue, Scene, ask, draw_dialogue, then
 from training.tiny.emoji import GROUPS_ZH, TEST_STYLE, TRAIN_STYLES, Concept, EmojiData
@@ -22,9 +23,9 @@ from training.tiny.optimizer import MasterAdamW
 from training.tiny.packing import TEXT, Encoder, fill_row, pack
 from training.tiny.pictures import decode_premultiplied
 from training.tiny.progress import generator
-from training.tiny.recipe import Augmentation, Optimizer
+from training.tiny.recipe import Augmentation, Language, Optimizer, Places, QFormer, Recipe, Vision
 from training.tiny.tokenizer import convert, corpus, train_sentencepiece
-from ziya.checkpoint import PromptTemplate
+from ziya.checkpoint import PromptTemplate, fingerprint
 
 GROUPS = tuple(GROUPS_ZH)
 FLAG = 0x1F1E8
@@ -267,6 +268,18 @@ def test_a_resumed_optimizer_goes_on_as_if_never_stopped() -> None:
     assert torch.equal(whole, resumed)
 
 
+def test_named_weights_learn_at_their_own_rate() -> None:
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"slow": nn.Linear(4, 4, bias=False), "fast": nn.Linear(4, 4, bias=False)})
+    how = Optimizer(steps=10, batch=1, peak_lr=0.01, warmup=1, weight_decay=0.0)
+    optimizer = MasterAdamW(module, how, {"slow.": 0.1})
+    slow, fast = (master.clone() for master in optimizer.masters)
+    sum(weight.square().sum() for weight in module.parameters()).backward()
+    optimizer.step()
+    moved_slow, moved_fast = (optimizer.masters[0] - slow).abs().mean(), (optimizer.masters[1] - fast).abs().mean()
+    assert float(moved_slow / moved_fast) == pytest.approx(0.1, rel=0.01)
+
+
 def test_examples_are_small_and_say_whether_they_were_seen(data: EmojiData, tmp_path: Path) -> None:
     examples.write(data, tmp_path)
     entries = json.loads((tmp_path / "examples.json").read_text("utf-8"))
@@ -280,3 +293,36 @@ def test_examples_are_small_and_say_whether_they_were_seen(data: EmojiData, tmp_
 def test_concepts_are_values(data: EmojiData) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         data.concepts[0].seen = False  # type: ignore[misc]
+
+
+def small_recipe(folder: Path, steps: int) -> Recipe:
+    """Every step of the recipe at a size that takes a second."""
+    train = Optimizer(steps=steps, batch=4, peak_lr=1e-3, warmup=1, weight_decay=0.0)
+    return Recipe(
+        threads=1,
+        vision=Vision(width=16, layers=1, heads=2, validation_concepts=1, train=train),
+        qformer=QFormer(queries=2, width=16, layers=1, heads=2),
+        connect=train,
+        language=Language(vocabulary=900, width=16, intermediate=32, layers=1, heads=2, train=train),
+        places=Places(build=folder / "build", checkpoint=folder / "checkpoint"),
+    )
+
+
+def test_the_recipe_makes_a_checkpoint_that_answers_and_goes_on_where_it_stopped(
+    data: EmojiData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe(tmp_path, steps=2)
+    steps = (vision.train, tokenizers.train, connect.train, align.train, export.export)
+    for step in steps:
+        step(data, recipe)
+    checkpoint = recipe.places.checkpoint
+    first = fingerprint(checkpoint / "llama")
+    model = evaluate.Model(checkpoint)
+    visual_BQD = model.visual(list(data.test_pictures()[:3]))
+    assert visual_BQD.shape == (3, 2, 16)
+    assert len(model.ask(visual_BQD, "What is this?")) == 3
+    capsys.readouterr()
+    for step in steps:
+        step(data, recipe)
+    assert "samples/s" not in capsys.readouterr().out  # finished steps are not trained again
+    assert fingerprint(checkpoint / "llama") == first

@@ -65,7 +65,12 @@ class Adapter:
         else:
             task = asyncio.get_running_loop().create_task(self._serve(inputs, reply))
             self._open[reply] = task
-            task.add_done_callback(lambda _: self._open.pop(reply))
+            task.add_done_callback(lambda task: self._ended(reply, task))
+
+    def _ended(self, reply: Reply, task: asyncio.Task[None]) -> None:
+        del self._open[reply]
+        if task.cancelled():  # before its first step, so that nothing of `_serve` ran
+            reply.fail(Cancelled("cancelled"))
 
     async def watch(self) -> None:
         """Cancels what nobody reads any more; runs until it is cancelled."""
