@@ -2,10 +2,13 @@
 
     ZiyaError
     ├── InvalidRequest             the caller must change the request
+    │   ├── BadField               one field of the request is wrong; says which
+    │   ├── BodyTooLarge           more bytes than are read
     │   ├── InvalidImage           not an image, truncated, too large
     │   ├── InvalidEnvelope        a tensor envelope that fails its checks
     │   └── PromptTooLong          more positions than the model's context
     ├── NotFound                   an image_id or key that is not (any more) cached
+    │   ├── ModelNotFound          a model that is not served here
     │   └── VisualTokensMissing    tokens vanished between announcement and use: compute them again
     ├── Unauthenticated            missing or wrong API key
     ├── Unimplemented              the checkpoint lacks what the call needs
@@ -43,6 +46,19 @@ class InvalidRequest(ZiyaError):
     """The request is wrong in itself; the sentence names the field."""
 
 
+class BadField(InvalidRequest):
+    """A field of the request is wrong: `param` is its path as OpenAI writes it, `code` a word for programs."""
+
+    def __init__(self, message: str, param: str = "", code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class BodyTooLarge(InvalidRequest):
+    """The request's body has more bytes than are read."""
+
+
 class InvalidImage(InvalidRequest):
     """The bytes are not an image that we accept."""
 
@@ -57,6 +73,10 @@ class PromptTooLong(InvalidRequest):
 
 class NotFound(ZiyaError):
     """A named thing is not (any more) there."""
+
+
+class ModelNotFound(NotFound):
+    """The request names a model that is not served here."""
 
 
 class VisualTokensMissing(NotFound):
@@ -106,6 +126,7 @@ class BusUnavailable(Transient):
 
 
 STATUS: dict[type[ZiyaError], tuple[StatusCode, HTTPStatus]] = {
+    BodyTooLarge: (StatusCode.INVALID_ARGUMENT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     InvalidRequest: (StatusCode.INVALID_ARGUMENT, HTTPStatus.BAD_REQUEST),
     NotFound: (StatusCode.NOT_FOUND, HTTPStatus.NOT_FOUND),
     Unauthenticated: (StatusCode.UNAUTHENTICATED, HTTPStatus.UNAUTHORIZED),

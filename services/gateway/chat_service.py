@@ -14,11 +14,11 @@ import grpc
 
 from protos import chat_pb2 as pb
 from protos.chat_pb2_grpc import VisualChatServicer
-from services.gateway.dialogue import Ask, BadField, Dialogue, ImageSource, Message, Sampling, to_dialogue
-from services.gateway.front import Front, ModelNotFound
+from services.gateway.dialogue import Ask, Dialogue, ImageSource, Message, Sampling, to_dialogue
+from services.gateway.front import Front
 from services.gateway.job import Summary
 from ziya import telemetry
-from ziya.errors import InvalidRequest, NotFound
+from ziya.errors import BadField, InvalidRequest, ModelNotFound, NotFound
 
 FULL_NAME = pb.DESCRIPTOR.services_by_name["VisualChat"].full_name
 _ROLES = {pb.ROLE_USER: "user", pb.ROLE_ASSISTANT: "assistant", pb.ROLE_SYSTEM: "system"}

@@ -15,15 +15,14 @@ from contextlib import aclosing
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from services.gateway.dialogue import Ask, BadField
+from services.gateway.dialogue import Ask
 from services.gateway.front import Front
-from services.gateway.openai_error import BodyTooLarge
 from services.gateway.openai_request import parse
 from services.gateway.openai_response import Shape
 from services.gateway.reply import Reply
 from services.gateway.together import cancel
 from ziya import telemetry
-from ziya.errors import Cancelled, Internal, ZiyaError
+from ziya.errors import BadField, BodyTooLarge, Cancelled, Internal, ZiyaError
 
 log = logging.getLogger(__name__)
 _THREAD_BYTES = 256 << 10

@@ -14,21 +14,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from ziya.errors import InvalidRequest
+from ziya.errors import BadField
 from ziya.prompt import Turn
 
 ROLES = ("system", "user", "assistant")
 MAX_STOPS = 16
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
-
-
-class BadField(InvalidRequest):
-    """A field of the request is wrong: `param` is its path as OpenAI writes it, `code` a word for programs."""
-
-    def __init__(self, message: str, param: str, code: str = "invalid_value") -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)

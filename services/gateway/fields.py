@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from services.gateway.dialogue import BadField
+from ziya.errors import BadField
 
 T = TypeVar("T")
 _NAMES: dict[type, str] = {

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from services.gateway.admission import Admission, Keys
-from services.gateway.dialogue import Ask, BadField
+from services.gateway.dialogue import Ask
 from services.gateway.job import Summary
 from services.gateway.llama import Piece
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.pipeline import Pipeline
-from ziya.errors import Cancelled, Internal, NotFound, ZiyaError
+from ziya.errors import BadField, Cancelled, Internal, ModelNotFound, ZiyaError
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,6 @@ class TimeLimits:
     def deadline(self, wanted: float | None) -> float:
         """Absolute unix seconds."""
         return time.time() + min(self.default if wanted is None else wanted, self.longest)
-
-
-class ModelNotFound(NotFound):
-    """The request names a model that is not served here."""
 
 
 class Front:

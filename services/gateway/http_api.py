@@ -19,9 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.gateway.completions import Completions
 from services.gateway.front import Front
 from services.gateway.health import Readiness
-from services.gateway.openai_error import error_headers, error_object, http_status, plain_error
+from services.gateway.openai_error import error_headers, error_object, plain_error
 from ziya import telemetry
-from ziya.errors import ZiyaError
+from ziya.errors import ZiyaError, status_of
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _PAGE = """<!doctype html>
@@ -116,7 +116,7 @@ async def _live(request: Request) -> Response:
 
 async def _error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ZiyaError)
-    return JSONResponse(error_object(error), http_status(error), error_headers(error))
+    return JSONResponse(error_object(error), status_of(error)[1], error_headers(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

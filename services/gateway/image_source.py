@@ -13,11 +13,11 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.gateway.dialogue import BadField, ImageSource
+from services.gateway.dialogue import ImageSource
 from services.gateway.fetch import Fetcher
 from services.gateway.together import together
 from ziya import images, keys
-from ziya.errors import InvalidImage, InvalidRequest
+from ziya.errors import BadField, InvalidImage, InvalidRequest
 
 _THREAD_BYTES = 256 << 10
 

@@ -6,15 +6,8 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-from services.gateway.dialogue import BadField
-from services.gateway.front import ModelNotFound
 from ziya import errors
 from ziya.errors import ZiyaError, status_of
-
-
-class BodyTooLarge(errors.InvalidRequest):
-    """The request's body has more bytes than this gateway reads."""
-
 
 _TYPES = {
     HTTPStatus.BAD_REQUEST: "invalid_request_error",
@@ -28,11 +21,11 @@ _TYPES = {
     HTTPStatus.GATEWAY_TIMEOUT: "timeout_error",
 }
 _CODES: dict[type[ZiyaError], str] = {
-    BodyTooLarge: "request_too_large",
+    errors.BodyTooLarge: "request_too_large",
     errors.PromptTooLong: "context_length_exceeded",
     errors.InvalidImage: "invalid_image",
     errors.Unauthenticated: "invalid_api_key",
-    ModelNotFound: "model_not_found",
+    errors.ModelNotFound: "model_not_found",
     errors.NotFound: "image_not_found",
     errors.Overloaded: "overloaded",
     errors.Unavailable: "stage_unavailable",
@@ -42,17 +35,12 @@ _CODES: dict[type[ZiyaError], str] = {
 }
 
 
-def http_status(error: ZiyaError) -> HTTPStatus:
-    """The HTTP status of an error."""
-    return HTTPStatus.REQUEST_ENTITY_TOO_LARGE if isinstance(error, BodyTooLarge) else status_of(error)[1]
-
-
 def error_object(error: ZiyaError) -> dict[str, Any]:
     """The JSON object of an error."""
-    if isinstance(error, BadField):
-        return _object(error.message, http_status(error), error.param or None, error.code)
+    if isinstance(error, errors.BadField):
+        return _object(error.message, status_of(error)[1], error.param or None, error.code)
     code = next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), None)
-    return _object(error.message, http_status(error), None, code)
+    return _object(error.message, status_of(error)[1], None, code)
 
 
 def error_json(error: ZiyaError) -> bytes:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from pydantic_core import from_json
 
-from services.gateway.dialogue import BadField, Dialogue, ImageSource, Message, Sampling, to_dialogue
+from services.gateway.dialogue import Dialogue, ImageSource, Message, Sampling, to_dialogue
 from services.gateway.fields import Fields
+from ziya.errors import BadField
 
 IMAGE_ID_SCHEME = "image-id:"
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

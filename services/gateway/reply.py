@@ -16,10 +16,10 @@ from starlette.types import Send
 
 from services.gateway.job import Summary
 from services.gateway.llama import Piece
-from services.gateway.openai_error import error_headers, error_json, http_status
+from services.gateway.openai_error import error_headers, error_json
 from services.gateway.openai_response import DONE, HEARTBEAT, Shape
 from services.gateway.together import cancel
-from ziya.errors import ZiyaError
+from ziya.errors import ZiyaError, status_of
 
 _SSE_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -65,7 +65,7 @@ class Reply:
     async def fail(self, error: ZiyaError) -> None:
         """The error with its own status where that is still possible, else as the stream's last event."""
         if not self._started:
-            await self._json(http_status(error), error_json(error), error_headers(error))
+            await self._json(status_of(error)[1], error_json(error), error_headers(error))
         elif not self._ended:
             await self._body(b"data: " + error_json(error) + b"\n\n" + DONE, end=True)
 
