@@ -31,7 +31,7 @@ class Settings(ProcessSettings):
     # Prompt tokens computed in one step at most: bounds how long a new request delays the others.
     llama_prefill_tokens: int = Field(512, ge=1)
     # While many run, text is sent at most this often; each response costs its way to the client.
-    llama_stream_interval: float = Field(0.1, ge=0)
+    llama_stream_interval: float = Field(0.2, ge=0)
     # How often Triton is asked whether a client went away.
     llama_cancel_interval: float = Field(0.1, gt=0)
     # How often Triton's /metrics gets our numbers.

@@ -39,7 +39,7 @@ class EngineOptions:
     context: int = 0
     threads: int = 0
     prefill_tokens: int = 512
-    stream_interval: float = 0.1
+    stream_interval: float = 0.2
     few: int = 4
 
 
