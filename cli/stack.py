@@ -74,7 +74,7 @@ def run(work: Coroutine[Any, Any, None]) -> bool:
 
 
 def _introduce(addresses: Addresses, folder: StackFolder, say: Callable[[str], None]) -> None:
-    say(f"HTTP    {addresses.url} (OpenAI API, chat page, /metrics)")
+    say(f"HTTP    {addresses.url} (OpenAI API, /metrics)")
     say(f"gRPC    {addresses.grpc} (ziya.visual.v1.VisualChat)")
     say(f"inside  vision {addresses.vision}, qformer {addresses.qformer}, Triton HTTP {addresses.triton_http}")
     say(f"        Triton gRPC {addresses.triton_grpc}, Redis {addresses.redis}")
