@@ -12,11 +12,13 @@ then every method raises BusUnavailable, and callers take the direct path.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import Self
 
 from ziya.announcements import Announcements
 from ziya.consumer import Consumer, Role
 from ziya.errors import ZiyaError
 from ziya.redis_link import RedisLink
+from ziya.settings import ProcessSettings
 from ziya.telemetry import Metrics
 from ziya.work_stream import READY, WORK, Delivery, Work, WorkStream, announcement
 
@@ -36,6 +38,13 @@ class Bus:
         metrics = metrics if metrics is not None else Metrics("bus")
         self.link = RedisLink(url, timeout=timeout)
         self._stream = WorkStream(self.link, max_backlog=max_backlog, metrics=metrics)
+
+    @classmethod
+    def of(cls, settings: ProcessSettings, metrics: Metrics | None = None) -> Self:
+        """The bus that a program's settings name."""
+        return cls(
+            settings.redis_url, timeout=settings.bus_timeout, max_backlog=settings.bus_max_backlog, metrics=metrics
+        )
 
     async def ping(self) -> None:
         await self.link.call("PING")

@@ -34,6 +34,7 @@ from ziya import rpc, telemetry
 from ziya.bus import Bus
 from ziya.content import ContentKeys
 from ziya.images import ImageLimits
+from ziya.program import run
 from ziya.settings import metrics_port
 
 SERVICE = "gateway"
@@ -102,7 +103,7 @@ async def _stages(settings: Settings, metrics: telemetry.Metrics, stack: AsyncEx
     triton = rpc.connect(settings.gateway_triton, max_message_bytes=size, keepalive=False)
     for channel in (vision, qformer, triton):
         stack.push_async_callback(channel.close, None)
-    bus = Bus(settings.redis_url, timeout=settings.bus_timeout, metrics=metrics)
+    bus = Bus.of(settings, metrics)
     stack.push_async_callback(bus.close)
     return _Stages(vision, qformer, LlamaClient(triton), bus)
 
@@ -153,7 +154,4 @@ def _readiness(settings: Settings, stages: _Stages) -> Readiness:
 
 
 if __name__ == "__main__":
-    environment = Settings.load()
-    telemetry.configure_logging(SERVICE, environment.log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(environment))
+    run(Settings, main, new_event_loop=uvloop.new_event_loop)

@@ -62,7 +62,7 @@ class Host:
         tokenizer = Tokenizer.from_file(str(weights.tokenizer))
         engine = NativeEngine(weights, settings.engine_options)
         await _warm_up(engine)
-        self._bus = Bus(settings.redis_url, timeout=settings.bus_timeout)
+        self._bus = Bus.of(settings)
         self._announcements = Announcements(self._bus)
         await self._announcements.start()
         adapter = Adapter(engine, VisualTokens(self._announcements, config), tokenizer, config, settings)

@@ -6,9 +6,7 @@ waits for Redis as long as it takes; RPCs that carry their tensors need none.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import sys
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import grpc.aio
@@ -20,11 +18,11 @@ from services.qformer.servicer import QFormerServicer
 from services.qformer.tokens import Limits, TokenSource
 from services.qformer.worker import Worker
 from ziya.bus import Bus
-from ziya.checkpoint import CheckpointError
 from ziya.content import ContentKeys
+from ziya.program import run
 from ziya.rpc import ServerOptions, serve
 from ziya.settings import ProcessSettings, metrics_port
-from ziya.telemetry import Metrics, configure_logging
+from ziya.telemetry import Metrics
 
 if TYPE_CHECKING:
     from services.qformer.resampler import Resampler
@@ -57,14 +55,9 @@ class QFormerService:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics("qformer")
+        self.metrics = Metrics(settings.program)
         keys = ContentKeys.load(settings.checkpoint)
-        self._bus = Bus(
-            settings.redis_url,
-            timeout=settings.bus_timeout,
-            max_backlog=settings.bus_max_backlog,
-            metrics=self.metrics,
-        )
+        self._bus = Bus.of(settings, self.metrics)
         limits = Limits(settings.qformer_max_batch, settings.qformer_max_wait, settings.qformer_max_queue)
         self._source = TokenSource(self._load, keys=keys, limits=limits, metrics=self.metrics)
         self._worker = Worker(
@@ -113,22 +106,16 @@ async def main(settings: Settings) -> None:
     options = ServerOptions.of(settings, port=port, metrics_port=metrics_port(port, settings.qformer_metrics_port))
     try:
         await serve(
-            "qformer", service.register, [FULL_NAME], options=options, metrics=service.metrics, ready=service.ready
+            settings.program,
+            service.register,
+            [FULL_NAME],
+            options=options,
+            metrics=service.metrics,
+            ready=service.ready,
         )
     finally:
         await service.close()
 
 
-def run() -> None:
-    """The program: exit status 2 means that settings or checkpoint are wrong and a restart will not help."""
-    settings = Settings.load()
-    configure_logging("qformer", settings.log_level)
-    try:
-        asyncio.run(main(settings))
-    except CheckpointError as error:
-        log.critical("%s", error)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    run(Settings, main)

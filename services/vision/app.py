@@ -6,9 +6,7 @@ has run once. Redis may be away, at the start and later: inline requests need no
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import sys
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import grpc.aio
@@ -19,12 +17,12 @@ from protos.vision_pb2_grpc import add_VisionEncoderServicer_to_server
 from services.vision.features import FeatureSource, Limits
 from services.vision.servicer import VisionServicer
 from ziya.bus import Bus
-from ziya.checkpoint import CheckpointError
 from ziya.content import ContentKeys
 from ziya.images import ImageLimits
+from ziya.program import run
 from ziya.rpc import ServerOptions, serve
 from ziya.settings import ProcessSettings, metrics_port
-from ziya.telemetry import Metrics, configure_logging
+from ziya.telemetry import Metrics
 
 if TYPE_CHECKING:
     from services.vision.encoder import Encoder
@@ -60,14 +58,9 @@ class VisionService:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics("vision")
+        self.metrics = Metrics(settings.program)
         keys = ContentKeys.load(settings.checkpoint)
-        self._bus = Bus(
-            settings.redis_url,
-            timeout=settings.bus_timeout,
-            max_backlog=settings.bus_max_backlog,
-            metrics=self.metrics,
-        )
+        self._bus = Bus.of(settings, self.metrics)
         limits = Limits(
             settings.vision_max_batch,
             settings.vision_max_wait,
@@ -115,22 +108,16 @@ async def main(settings: Settings) -> None:
     options = ServerOptions.of(settings, port=port, metrics_port=metrics_port(port, settings.vision_metrics_port))
     try:
         await serve(
-            "vision", service.register, [FULL_NAME], options=options, metrics=service.metrics, ready=service.ready
+            settings.program,
+            service.register,
+            [FULL_NAME],
+            options=options,
+            metrics=service.metrics,
+            ready=service.ready,
         )
     finally:
         await service.close()
 
 
-def run() -> None:
-    """The program: exit status 2 means that settings or checkpoint are wrong and a restart will not help."""
-    settings = Settings.load()
-    configure_logging("vision", settings.log_level)
-    try:
-        asyncio.run(main(settings))
-    except CheckpointError as error:
-        log.critical("%s", error)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    run(Settings, main)
