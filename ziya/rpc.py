@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]  # the stubs lack it
+from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from ziya.errors import DeadlineExceeded, InvalidRequest, Overloaded, ZiyaError, from_status

@@ -66,7 +66,7 @@ class LlamaStream:
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise _from_rpc(error) from None
-        if response is grpc.aio.EOF:  # type: ignore[attr-defined]
+        if response is grpc.aio.EOF:
             raise Internal("the language model ended its stream without a finish reason")
         if response.error_message:
             raise _from_message(response.error_message)
