@@ -94,13 +94,17 @@ class Behaviour:
 
 
 class FakeVision(VisionEncoderServicer):
-    """Encode; `makes_tokens` false leaves the features on the bus and nobody to make tokens of them."""
+    """Encode; `makes_tokens` false leaves the features on the bus and nobody to make tokens of them.
+
+    `before_reply` stops it when the tokens are there and only the reply is missing.
+    """
 
     def __init__(self, bus: Bus, content: ContentKeys) -> None:
         self.bus, self.content = bus, content
         self.behaviour = Behaviour()
         self.requests: list[vision_pb2.EncodeRequest] = []
         self.makes_tokens = True
+        self.before_reply: Gate | None = None
         self.remembers: set[str] = set()
 
     async def Encode(self, request: vision_pb2.EncodeRequest, context: Context) -> vision_pb2.EncodeReply:
@@ -124,6 +128,8 @@ class FakeVision(VisionEncoderServicer):
             await self.bus.announce(reply.tokens_key)
         else:
             await self.bus.ping()
+        if self.before_reply is not None:
+            await self.before_reply.passing()
         return reply
 
 

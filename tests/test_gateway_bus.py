@@ -67,6 +67,15 @@ async def test_redis_that_dies_while_tokens_are_awaited(redis_server: RedisServe
         assert here.behind.triton.asked[-1].inline
 
 
+async def test_an_answer_that_overtakes_the_encoders_reply_was_not_cached(here: Scene) -> None:
+    here.behind.vision.before_reply = Gate()
+    answer = await here.ask(shown(RED))
+    assert here.behind.vision.before_reply.reached.is_set()
+    assert not here.behind.vision.before_reply.is_open.is_set()
+    assert answer.usage.prompt_tokens_details.cached_tokens == 0
+    assert [image["cached"] for image in answer.model_extra["ziya"]["images"]] == [False]
+
+
 async def test_tokens_that_vanish_are_made_inline(here: Scene) -> None:
     here.behind.triton.behaviour.errors = [VisualTokensMissing("the bytes are gone")]
     assert await content_of(here.ask(shown(RED))) == SEEN

@@ -63,8 +63,7 @@ class Job:
 
     def note(self, key: str, encoded: Encoded[Any]) -> None:
         """Keeps the slowest image's seconds of each stage; images are encoded side by side."""
-        if not encoded.shared:
-            self.computed.add(key)
+        (self.computed.discard if encoded.shared else self.computed.add)(key)
         for stage, seconds in encoded.stage_seconds.items():
             self.stage_seconds[stage] = max(self.stage_seconds.get(stage, 0.0), seconds)
 

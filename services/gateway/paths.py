@@ -61,6 +61,8 @@ class Paths:
             stream = self._open(job, [visual.tokens_key for visual in job.visuals], stack)
             there = await self._touch(list(wanted))
             missing = [visual for visual, found in zip(wanted.values(), there, strict=True) if not found]
+            # Encode's reply may come after the answer: what is asked for counts as computed until it says otherwise.
+            job.computed.update(visual.tokens_key for visual in missing)
             job.encodes = [asyncio.create_task(self._encode(job, visual)) for visual in missing]
             stack.push_async_callback(cancel, job.encodes)
             piece = await self._first_piece(job, stream)
