@@ -18,6 +18,8 @@ from cli.text import CommandError, complain
 COMMANDS = {
     "up": "Start the whole stack on this machine; Ctrl-C stops it.",
     "ask": "Ask a running stack about pictures.",
+    "train": "Train a model by the stages of a TrainingJob file.",
+    "data": "Pack pictures and texts into a dataset for training.",
     "convert": "Turn Hugging Face or Ziya weights into a checkpoint, and back.",
     "demo": "Start a stack, ask about pictures it has not seen, show the answers, stop.",
 }

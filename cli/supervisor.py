@@ -1,7 +1,7 @@
 """Keeps processes running: starts them side by side, starts again what dies, stops all in order.
 
 Each program is the leader of its own process group (a Ctrl-C in the terminal reaches only us, and what a
-program leaves behind is ended with it) and on a leash (`leash.py`), so that it cannot outlive us. Its
+program leaves behind is ended with it) and on a leash (`ziya/leash.py`), so that it cannot outlive us. Its
 output goes straight into its log file: nobody has to read a pipe. A program that dies soon after each start is
 given up with the last lines of its log; at once when it ends by itself before it was `proven` to work, or with
 exit status 2, which means wrong settings: no new start cures that.
@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli.text import CommandError
+from ziya.leash import on_leash
 
-LEASH = Path(__file__).with_name("leash.py")
 WRONG_SETTINGS = 2
 TAIL_LINES, TAIL_WIDTH = 12, 300
 
@@ -116,7 +115,7 @@ class Child:
         return "\n".join([f"The end of {self.log}:", *(f"  {_readable(line)}" for line in lines)])
 
     async def _spawn(self) -> asyncio.subprocess.Process:
-        leash = (sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), str(int(self.program.death_signal)))
+        leash = on_leash(self.program.death_signal)
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             return await asyncio.create_subprocess_exec(

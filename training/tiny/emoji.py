@@ -13,7 +13,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,12 @@ GROUPS_ZH = {
     "Component": "组件",
 }
 TRAIN_STYLES = ("noto", "twemoji", "openmoji", "noto-v1", "emojione")
+# More styles of the staged recipe. EmojiOne 1 is the forerunner of EmojiOne 2, so a concept that is held out in the
+# one is not trained on in the other.
+MORE_STYLES = ("emojione-v1", "fxemoji")
+CHECK_STYLE, CHECK_RELATED = "emojione", "emojione-v1"
+CHECK_CONCEPTS = 150
+CHECK_SEED = 20231024
 TEST_STYLE = "fluent-3d"
 UNSEEN_SHARE = 0.1
 SPLIT_SEED = 2310
@@ -55,6 +61,7 @@ class Concept:
     group_zh: str
     subgroup: str
     seen: bool
+    spellings: tuple[str, ...] = ()
 
     def name(self, language: str) -> str:
         return self.name_zh if language == "zh" else self.name_en
@@ -83,6 +90,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Drawings to train on, and known things drawn anew to make choices by."""
+
+    train: tuple[Picture, ...]
+    check: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
 class EmojiData:
     """The concepts and pictures found in one `node_modules` folder."""
 
@@ -105,6 +120,19 @@ class EmojiData:
         """Drawings of seen concepts in the training styles."""
         every = (picture for style in TRAIN_STYLES for picture in self.pictures(style))
         return tuple(picture for picture in every if picture.concept.seen)
+
+    def split(self) -> Split:
+        """Every training style without what is held out; a style that is not installed is an error."""
+        every = [picture for style in (*TRAIN_STYLES, *MORE_STYLES) for picture in self.pictures(style)]
+        seen = [picture for picture in every if picture.concept.seen]
+        known = [picture.concept.index for picture in seen if picture.style == CHECK_STYLE]
+        # Always some of the style are left to train on: only a fake of the packages has so few.
+        count = min(CHECK_CONCEPTS, len(known) // 2)
+        held = set(random.Random(CHECK_SEED).sample(known, count))
+        related = (CHECK_STYLE, CHECK_RELATED)
+        train = [p for p in seen if not (p.style in related and p.concept.index in held)]
+        check = [p for p in seen if p.style == CHECK_STYLE and p.concept.index in held]
+        return Split(tuple(train), tuple(check))
 
     def test_pictures(self) -> tuple[Picture, ...]:
         """Drawings of seen and unseen concepts in the style that is never trained on."""
@@ -163,6 +191,7 @@ def _concept(
         group_zh=GROUPS_ZH[str(entry["category"])],
         subgroup=str(entry["subcategory"]),
         seen=unified not in unseen,
+        spellings=(str(entry.get("name") or ""), *map(str, entry.get("short_names", ()))),
     )
 
 
@@ -187,10 +216,40 @@ def _icons(data: EmojiData, style: str, package: str) -> Iterator[Picture]:
         slugs = _slugs(concept.name_en)
         names = [name for slug in slugs for name in (slug, aliases.get(slug, {}).get("parent")) if name in icons]
         if names:
-            icon = icons[names[0]]
-            width, height = icon.get("width", icon_set["width"]), icon.get("height", icon_set["height"])
-            head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
-            yield Picture(concept, style, svg=f"{head}{icon['body']}</svg>")
+            yield Picture(concept, style, svg=_icon_svg(icon_set, names[0]))
+
+
+def _run_together(data: EmojiData, style: str, package: str) -> Iterator[Picture]:
+    """An icon set of old names without spaces: Unicode's own ("sakebottleandcup"), the short name, or a byname.
+
+    An icon that two concepts could claim goes to the one whose Unicode name it is, and only to it.
+    """
+    icon_set = _json(data.node_modules / "@iconify-json" / package / "icons.json")
+    owners: dict[str, Concept] = {}
+    for level in range(3):
+        owned = {concept.index for concept in owners.values()}
+        for concept in data.concepts:
+            name = _joined(_bynames(concept)[level], icon_set["icons"])
+            if name is not None and concept.index not in owned:
+                owners.setdefault(name, concept)
+    for name, concept in sorted(owners.items(), key=lambda pair: pair[1].index):
+        yield Picture(concept, style, svg=_icon_svg(icon_set, name))
+
+
+def _bynames(concept: Concept) -> tuple[Sequence[str], ...]:
+    return concept.spellings[:1], (concept.name_en,), concept.spellings[1:]
+
+
+def _joined(spellings: Sequence[str], icons: Container[str]) -> str | None:
+    joined = (_slug(spelling).replace("-", "") for spelling in spellings)
+    return next((name for name in joined if name in icons), None)
+
+
+def _icon_svg(icon_set: Mapping[str, Any], name: str) -> str:
+    icon = icon_set["icons"][name]
+    width, height = (icon.get(side, icon_set.get(side, 16)) for side in ("width", "height"))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
+    return f"{head}{icon['body']}</svg>"
 
 
 def _slugs(name: str) -> list[str]:
@@ -213,5 +272,7 @@ _PICTURES = {
     "openmoji": lambda data: _files(data, "openmoji", "openmoji/color/svg", ".svg", True),
     "noto-v1": lambda data: _icons(data, "noto-v1", "noto-v1"),
     "emojione": lambda data: _icons(data, "emojione", "emojione"),
+    "emojione-v1": lambda data: _icons(data, "emojione-v1", "emojione-v1"),
+    "fxemoji": lambda data: _run_together(data, "fxemoji", "fxemoji"),
     TEST_STYLE: lambda data: _files(data, TEST_STYLE, "@lobehub/fluent-emoji-3d/assets", ".webp", False),
 }

@@ -3,6 +3,7 @@
 Needs `npm`. No package runs a script of its own. A folder that has the packages already is left alone.
 """
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,17 +15,40 @@ MANIFEST = Path(__file__).with_name("package.json")
 OPTIONS = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock")
 
 
+def install(folder: Path) -> Path:
+    """The node_modules in `folder` with every package of the manifest, installed if one is missing or another version.
+
+    Raises FileNotFoundError without npm.
+    """
+    modules = folder / "node_modules"
+    if _complete(modules):
+        print(f"packages are in {modules}", flush=True)
+    else:
+        _npm_install(folder)
+    return modules
+
+
 def fetch(data: EmojiData, recipe: Recipe) -> None:
-    if (data.node_modules / "emoji-datasource" / "emoji.json").is_file():
-        print(f"fetch: packages are in {data.node_modules}", flush=True)
-        return
-    if data.node_modules != recipe.places.packages / "node_modules":
+    if data.node_modules == recipe.places.packages / "node_modules":
+        install(recipe.places.packages)
+    elif not (data.node_modules / "emoji-datasource" / "emoji.json").is_file():
         raise FileNotFoundError(f"{data.node_modules} does not hold the packages of {MANIFEST.name}")
+
+
+def _complete(modules: Path) -> bool:
+    wanted: dict[str, str] = json.loads(MANIFEST.read_text("utf-8"))["dependencies"]
+    return all(_version(modules / name / "package.json") == version for name, version in wanted.items())
+
+
+def _version(manifest: Path) -> str | None:
+    return str(json.loads(manifest.read_text("utf-8")).get("version")) if manifest.is_file() else None
+
+
+def _npm_install(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise FileNotFoundError("npm is not installed; install Node.js, or name a folder with --packages")
-    folder = recipe.places.packages
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(MANIFEST, folder / MANIFEST.name)
-    print("fetch: npm install (0.5 GB on disk, once)", flush=True)
+    print("npm install (0.5 GB on disk, once)", flush=True)
     subprocess.run([npm, "install", *OPTIONS], cwd=folder, check=True)

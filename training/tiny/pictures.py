@@ -30,6 +30,16 @@ def over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
+def as_png(picture: Picture, px: int) -> bytes:
+    """The drawing as a PNG of `px` by `px` with its transparency. Scaled with colours times alpha: no dark rims."""
+    image = open_rgba(picture, px)
+    if image.size != (px, px):
+        image = image.convert("RGBa").resize((px, px), Image.Resampling.BICUBIC).convert("RGBA")
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
 def decode_premultiplied(picture: Picture, px: int) -> NDArray[np.uint8]:
     """uint8[4, px, px]: red, green, blue (each times alpha) and alpha."""
     square = open_rgba(picture, px).convert("RGBa").resize((px, px), Image.Resampling.BICUBIC)

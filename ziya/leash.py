@@ -12,6 +12,11 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
+def on_leash(death_signal: int) -> list[str]:
+    """The words to put before a command, so that it gets `death_signal` when this process dies."""
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(death_signal))]
+
+
 def main() -> None:
     parent, signal, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     if sys.platform == "linux":

@@ -1,0 +1,61 @@
+"""`metrics.jsonl`: one JSON object a line, for whoever wants to plot or compare a run.
+
+    {"kind": "step", "stage", "step", "attempt", "losses", "by_source", "lr", "grad_norm", …, "time"}
+    {"kind": "checkpoint", "step", "metrics", "seconds", "time"}
+
+A resumed run goes on in the same file; steps that were trained twice differ in `attempt`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from training.progress import Pace, StepReport
+
+log = logging.getLogger(__name__)
+
+
+class JsonLog:
+    """Appends to `path`. A full disk is warned of once and costs the log, not the run."""
+
+    def __init__(self, path: Path, every_steps: int = 1) -> None:
+        self.path, self.every_steps = path, every_steps
+        self._failed = False
+
+    def step(self, report: StepReport, pace: Pace) -> None:
+        if report.step % self.every_steps == 0 or report.step == report.total_steps:
+            self._write({"kind": "step", **asdict(report), **asdict(pace)})
+
+    def checkpoint(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
+        self._write({"kind": "checkpoint", "step": step, "metrics": dict(metrics), "seconds": seconds})
+
+    def note(self, text: str) -> None:
+        self._write({"kind": "note", "text": text})
+
+    def close(self) -> None:
+        """Every line is on its way to the disk already."""
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**value, "time": datetime.now(UTC).isoformat()}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            if not self._failed:
+                log.warning("%s cannot be written, the run goes on without it: %s", self.path, error)
+            self._failed = True
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a log; a line that a killed run left unfinished is skipped."""
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue

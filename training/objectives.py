@@ -1,0 +1,261 @@
+"""All losses of a recipe as one module: a batch goes in, sums of losses come out.
+
+It is the one entry of a training step, so that DDP and FSDP see every forward pass, and it owns what only training
+needs: the captioning head, the temperature, the label heads. Those are saved with a run and are no part of the model.
+
+A loss is a *sum* over what this process has; `counts` tells, before the forward pass, over how many. The loop adds
+both up over processes and takes  Σ weight · sum / count,  with gradients summed (see training/peers.py).
+Every process runs the same modules whatever it was dealt: without a picture or a text it takes a blank of no weight.
+
+Legend: B samples, I images, N ViT features, Q queries, T text tokens, J joint width, G samples everywhere, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.data.batch import Batch, Captions, Pictures, Rows
+from training.errors import BadConfig
+from training.losses import captioning, classify, contrast, language, matching
+from training.model import VisualLanguageModel, there
+from training.peers import Peers
+from training.recipe import LOSSES, Recipe
+from ziya.model.qformer import QFormerModule
+
+RETRIEVAL = frozenset({"itc", "itm", "itg"})
+
+
+class Losses(NamedTuple):
+    """A scalar sum with gradient for each of the recipe's losses, and for `lm` without gradient by source:
+    `by_source[0]` are sums and `by_source[1]` numbers of tokens, in the order of the recipe's sources."""
+
+    sums: dict[str, Tensor]
+    by_source: Tensor
+
+
+class Crowd(NamedTuple):
+    """All samples of the global micro-batch beside this process's own; similarities are divided by the temperature."""
+
+    to_text_BG: Tensor
+    to_image_BG: Tensor
+    group_G: Tensor
+    valid_G: Tensor
+
+
+class Objectives(nn.Module):
+    """`label_classes` gives the number of classes of each label that the recipe names."""
+
+    def __init__(self, model: VisualLanguageModel, recipe: Recipe, label_classes: Mapping[str, int]) -> None:
+        super().__init__()
+        _check(model, recipe, label_classes)
+        self.model, self.recipe = model, recipe
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            if "itg" in recipe.losses:
+                text = there(model.qformer, "qformer").config
+                self.itg_head = captioning.CaptionHead(text.hidden_size, text.vocab_size, text.layer_norm_eps)
+            if {"itc", "itm"} & set(recipe.losses):
+                # One element and not a scalar, which could not be sharded.
+                self.temperature = nn.Parameter(torch.tensor([contrast.TEMPERATURE]))
+            if "classify" in recipe.losses:
+                width = model.config.vision_width
+                self.label_heads = nn.ModuleDict(
+                    {name: nn.Linear(width, label_classes[name]) for name in recipe.labels}
+                )
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer layers of all loaded parts: units of sharding, of recomputing and of compiling."""
+        model, found = self.model, list[nn.Module]()
+        if model.vision is not None:
+            found += model.vision.encoder.layers
+        if model.qformer is not None:
+            found += model.qformer.qformer.encoder.layer
+        if model.llama is not None:
+            found += model.llama.model.layers
+        return found
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Over how many each of the recipe's losses is summed on this process."""
+        valid = float(batch.valid_B.sum())
+        counts = {"itc": valid, "itm": matching.PAIRS * valid, "classify": valid, "itg": 0.0, "lm": 0.0}
+        if batch.captions is not None:
+            counts["itg"] = float(captioning.predicted(batch.captions, batch.valid_B).sum())
+        if batch.rows is not None:
+            counts["lm"] = float(language.predicted(batch.rows, batch.valid_B).sum())
+        return {name: counts[name] for name in self.recipe.losses}
+
+    def forward(self, batch: Batch, peers: Peers) -> Losses:
+        """Every process calls it for the same micro-batch at the same time."""
+        losses = set(self.recipe.losses)
+        # None, or a Pictures of length 0.
+        pictures = batch.pictures or self._blank_pictures(batch)
+        features_IND = self._features(pictures)
+        sums: dict[str, Tensor] = {}
+        seen_IQD = pictures.tokens_IQD
+        if losses & RETRIEVAL:
+            sums, seen_IQD = self._retrieval(batch, _need(features_IND), peers)
+        if "classify" in losses:
+            sums["classify"] = self._classify(batch, _need(features_IND))
+        by_source = batch.valid_B.new_zeros(2, len(self.recipe.data), dtype=torch.float32)
+        if "lm" in losses:
+            if seen_IQD is None or self.model.config.qformer_reads_instruction:
+                seen_IQD = self.model.tokens(_need(features_IND), self._instructions(batch, pictures))
+            sums["lm"], by_source = self._language(batch, seen_IQD)
+        return Losses({name: sums[name] for name in self.recipe.losses}, by_source)
+
+    def _features(self, pictures: Pictures) -> Tensor | None:
+        if pictures.pixels_I3SS is not None:
+            return self.model.features(pictures.pixels_I3SS)
+        return pictures.features_IND
+
+    def _instructions(self, batch: Batch, pictures: Pictures) -> Captions | None:
+        if not self.model.config.qformer_reads_instruction:
+            return None
+        if not batch.pictures:
+            return _blank_captions(batch, len(pictures))
+        if batch.instructions is None:
+            raise BadConfig("this model's Q-Former reads the instruction, but the batch has none for its pictures")
+        return batch.instructions
+
+    def _retrieval(self, batch: Batch, features_BND: Tensor, peers: Peers) -> tuple[dict[str, Tensor], Tensor]:
+        """ITC, ITM and ITG, and the visual tokens, which the first pass gives anyway."""
+        if len(features_BND) != len(batch.valid_B):
+            raise BadConfig(
+                f"{len(features_BND)} pictures for {len(batch.valid_B)} samples: these losses need one each"
+            )
+        qformer, sums = there(self.model.qformer, "qformer"), dict[str, Tensor]()
+        captions = batch.captions or _blank_captions(batch, len(batch.valid_B))
+        if "itg" in self.recipe.losses:
+            start = self.model.start_token
+            tokens_BQD, text_BTD = captioning.decode(qformer, features_BND, captions, start)
+            sums["itg"] = self._captioning(batch, captions, text_BTD)
+        else:
+            tokens_BQD = qformer.query(features_BND)
+        if "itc" in self.recipe.losses or "itm" in self.recipe.losses:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and "itc" in self.recipe.losses):
+                crowd = self._crowd(batch, qformer, tokens_BQD, captions, peers)
+            if "itc" in self.recipe.losses:
+                sums["itc"] = self._contrast(batch, crowd)
+            if "itm" in self.recipe.losses:
+                sums["itm"] = self._matching(batch, crowd, features_BND, captions, peers)
+        return sums, tokens_BQD
+
+    def _captioning(self, batch: Batch, captions: Captions, text_BTD: Tensor) -> Tensor:
+        words_VD = there(self.model.qformer, "qformer").embeddings.word_embeddings.weight
+        smoothing = self.recipe.label_smoothing
+        return captioning.captioning(self.itg_head, words_VD, text_BTD, captions, batch.valid_B, smoothing=smoothing)
+
+    def _crowd(
+        self, batch: Batch, qformer: QFormerModule, tokens_BQD: Tensor, captions: Captions, peers: Peers
+    ) -> Crowd:
+        images_BQJ = qformer.vision_projection(tokens_BQD)
+        texts_BJ = qformer.embed_text(captions.ids_BT, captions.mask_BT)
+        with torch.autocast(tokens_BQD.device.type, enabled=False):
+            images_BQJ = nn.functional.normalize(_exact(images_BQJ), dim=-1)
+            texts_BJ = nn.functional.normalize(_exact(texts_BJ), dim=-1)
+            images_GQJ, texts_GJ = peers.gather(images_BQJ), peers.gather(texts_BJ)
+            to_text_BG, to_image_BG = contrast.similarity(images_BQJ, texts_BJ, images_GQJ, texts_GJ)
+            temperature = contrast.bounded(_exact(self.temperature))
+            return Crowd(
+                to_text_BG / temperature,
+                to_image_BG / temperature,
+                peers.gather_plain(batch.group_B),
+                peers.gather_plain(batch.valid_B),
+            )
+
+    def _contrast(self, batch: Batch, crowd: Crowd) -> Tensor:
+        smoothing, dtype = self.recipe.label_smoothing, crowd.to_text_BG.dtype
+        targets_BG = contrast.targets(batch.group_B, crowd.group_G, crowd.valid_G, smoothing, dtype)
+        return contrast.contrast(crowd.to_text_BG, crowd.to_image_BG, targets_BG, batch.valid_B, crowd.valid_G)
+
+    def _matching(self, batch: Batch, crowd: Crowd, features_BND: Tensor, captions: Captions, peers: Peers) -> Tensor:
+        qformer, total = there(self.model.qformer, "qformer"), len(crowd.valid_G)
+        possible_BG = crowd.valid_G & (batch.group_B[:, None] != crowd.group_G)
+        noise_2BG = matching.noise(self.recipe.seed, batch.position_B.tolist(), total).to(features_BND.device)
+        wrong = matching.draw_negatives(crowd.to_text_BG.detach(), crowd.to_image_BG.detach(), possible_BG, noise_2BG)
+        own, every = _gather_captions(captions, peers)
+        images_PBND = torch.cat([features_BND, peers.gather(features_BND)[wrong.image_B], features_BND])
+        ids_PBT = torch.cat([own.ids_BT, own.ids_BT, every.ids_BT[wrong.text_B]])
+        mask_PBT = torch.cat([own.mask_BT, own.mask_BT, every.mask_BT[wrong.text_B]])
+        logits = _exact(qformer.match(images_PBND, ids_PBT, mask_PBT))
+        return matching.matching(logits.view(matching.PAIRS, -1, 2), batch.valid_B, wrong.there_B)
+
+    def _classify(self, batch: Batch, features_BND: Tensor) -> Tensor:
+        if batch.labels is None:
+            raise BadConfig(f"the loss classify needs the labels {', '.join(self.recipe.labels)}: the batch has none")
+        return classify.classify(
+            self.label_heads,
+            features_BND,
+            batch.labels,
+            weights=self.recipe.labels,
+            valid_B=batch.valid_B,
+            smoothing=self.recipe.label_smoothing,
+        )
+
+    def _language(self, batch: Batch, tokens_IQD: Tensor) -> language.LanguageLoss:
+        rows = batch.rows if batch.rows is not None and len(batch.rows.ids_RT) else _blank_rows(batch)
+        hidden_RTD = self.model.hidden(rows, tokens_IQD, packed=self.recipe.text.layout == "pack")
+        head = there(self.model.llama, "llama").lm_head
+        return language.language(head, hidden_RTD, rows, batch.valid_B, len(self.recipe.data))
+
+    def _blank_pictures(self, batch: Batch) -> Pictures:
+        config, size = self.model.config, self.model.preprocessing.size
+        # As many as there are samples where each needs one; else one, so that the modules are run.
+        count = 1 if set(self.recipe.losses) == {"lm"} else len(batch.valid_B)
+        zeros = torch.zeros((), device=batch.valid_B.device)
+        if self.recipe.images.cache == "tokens":
+            return Pictures(tokens_IQD=zeros.expand(count, config.queries, config.qformer_width))
+        if self.recipe.images.cache == "features":
+            return Pictures(features_IND=zeros.expand(count, 1, config.vision_width))
+        return Pictures(pixels_I3SS=zeros.expand(count, 3, size, size))
+
+
+def _check(model: VisualLanguageModel, recipe: Recipe, label_classes: Mapping[str, int]) -> None:
+    losses = set(recipe.losses)
+    if not losses or losses - set(LOSSES):
+        raise BadConfig(f"losses must be some of {', '.join(LOSSES)}, not {', '.join(sorted(losses)) or 'nothing'}")
+    if losses - {"lm"} and recipe.images.cache == "tokens":
+        raise BadConfig(f"cached tokens serve the loss lm alone, not {', '.join(sorted(losses - {'lm'}))}")
+    if losses & {"itc", "itm"} and not model.config.retrieval:
+        raise BadConfig("the losses itc and itm need a Q-Former with retrieval heads: this checkpoint's has none")
+    if "itg" in losses and not (model.config.retrieval or model.config.qformer_reads_instruction):
+        raise BadConfig("the loss itg needs a Q-Former with a text branch: this checkpoint's has none")
+    if "classify" in losses and (not recipe.labels or set(recipe.labels) - set(label_classes)):
+        missing = sorted(set(recipe.labels) - set(label_classes))
+        raise BadConfig(f"the loss classify has no classes for its labels: {', '.join(missing) or 'none are named'}")
+
+
+def _need(features: Tensor | None) -> Tensor:
+    if features is None:
+        raise BadConfig("this recipe's losses need pictures or cached features, but the batch has cached tokens")
+    return features
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _gather_captions(captions: Captions, peers: Peers) -> tuple[Captions, Captions]:
+    """Own and all processes' captions, padded to one length."""
+    length = captions.ids_BT.shape[1]
+    widest = int(peers.gather_plain(torch.tensor([length], device=captions.ids_BT.device)).max())
+
+    def pad(x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, widest - length))
+
+    own = Captions(pad(captions.ids_BT), pad(captions.mask_BT))
+    return own, Captions(peers.gather_plain(own.ids_BT), peers.gather_plain(own.mask_BT))
+
+
+def _blank_captions(batch: Batch, count: int) -> Captions:
+    ids_BT = batch.valid_B.new_zeros(count, 2, dtype=torch.long)
+    return Captions(ids_BT, torch.ones_like(ids_BT))
+
+
+def _blank_rows(batch: Batch) -> Rows:
+    zeros = batch.valid_B.new_zeros(1, 2, dtype=torch.long)
+    return Rows(zeros, zeros - 1, zeros, zeros, zeros.bool(), zeros, zeros)
