@@ -29,7 +29,9 @@ def data() -> None:
 @app.command()
 def pack(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A JSONL file, a JSON list or a folder to read.")],
-    output: Annotated[Path, typer.Argument(help="Folder to write; an older dataset there is replaced.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Folder to write; an older dataset there is replaced.")
+    ],
     name: Annotated[str | None, typer.Option(help="The dataset's name [default: that of OUTPUT].")] = None,
     shard_samples: Annotated[int, typer.Option(min=1, help="Samples in one tar file.")] = 1000,
     language: Annotated[

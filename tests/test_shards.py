@@ -25,7 +25,7 @@ from PIL import Image
 from training.data.index import Index
 from training.data.shards import Dataset
 from training.data.writer import write_dataset
-from training.errors import BadData, BadSample, TrainingError
+from training.errors import BadData, BadSample
 
 
 def picture(number: int, kind: str = "PNG") -> bytes:
@@ -182,18 +182,10 @@ def test_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"shard-00001\.tar cannot be read"):
         Dataset.open(str(tmp_path / "set")).record(4)
     good = json.loads(index.read_bytes())
-    for change in (
-        {"format": "other"},
-        {"version": 2},
-        {"samples": 12},
-        {"images": None},
-        {"shards": []},
-        {"name": {}},
-    ):
-        raw = {**good, **change}
-        if change != {"name": {}}:
-            with pytest.raises(BadData, match=r"index\.json"):
-                Index.from_bytes(json.dumps(raw).encode(), "index.json")
+    changes: list[dict[str, Any]] = [{"format": "x"}, {"version": 2}, {"samples": 12}, {"images": None}, {"shards": []}]
+    for change in changes:
+        with pytest.raises(BadData, match=r"index\.json"):
+            Index.from_bytes(json.dumps({**good, **change}).encode(), "index.json")
     evil = {**good, "shards": [{**good["shards"][0], "file": "../../etc/passwd"}]}
     for text in (b"{", b"[]", b"\xff", json.dumps(evil).encode()):
         with pytest.raises(BadData, match=r"index\.json is not the index of a dataset"):
@@ -317,12 +309,12 @@ def test_damaged_or_missing_shard_is_refused_and_not_kept(site: Any, tmp_path: P
 
 def test_trouble_on_the_way_is_tried_again(site: Any, tmp_path: Path) -> None:
     write(tmp_path / "site" / "set")
-    site.broken[:] = [503]
+    site.broken[:] = [503, 429]
     assert len(Dataset.open(site.url, tmp_path / "cache")) == 11
     site.broken[:] = [403]
     with pytest.raises(BadData, match="status 403"):
         Dataset.open(site.url, tmp_path / "cache")
-    assert site.asked == ["index.json"] * 3
+    assert site.asked == ["index.json"] * 4
 
 
 def test_any_fsspec_url(tmp_path: Path) -> None:
@@ -332,4 +324,3 @@ def test_any_fsspec_url(tmp_path: Path) -> None:
     assert content(Dataset.open(url, tmp_path / "cache")) == samples(11)
     with pytest.raises(BadData, match="pigeon://post cannot be opened"):
         Dataset.open("pigeon://post")
-    assert issubclass(BadData, TrainingError)

@@ -37,7 +37,9 @@ class Bar:
             self._say(f"{self.stage} {report.step}/{report.total_steps}  {self._means()}  {_rates(report, pace)}")
 
     def checkpoint(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
-        shares = "  ".join(f"{name} {value:.1%}" for name, value in metrics.items())
+        # All of them are in the log; here one of a kind is enough.
+        shown = {name: value for name, value in metrics.items() if not name.endswith(("_r5", "_r10"))}
+        shares = "  ".join(f"{name} {value:.1%}" for name, value in shown.items())
         self._say(f"{self.stage} {step}: checkpoint  {self._means()}  {shares}")
 
     def note(self, text: str) -> None:

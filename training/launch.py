@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import sys
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def launch(attempt: Attempt, processes: int, grace_seconds: int) -> int:
     """Runs `training.run` in `processes` processes on this machine; returns the exit code."""
     options = [f"--shutdown-timeout={grace_seconds}", "--max-restarts=0"]
     if "PET_NNODES" not in os.environ:
-        options += ["--standalone", f"--nproc-per-node={processes}"]
+        # What --standalone stands for; torchrun itself turns it into this.
+        alone = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--rdzv-id={uuid.uuid4()}"]
+        options += [*alone, f"--nproc-per-node={processes}"]
     config, command, arguments = config_from_args(parse_args([*options, *attempt.arguments()]))  # type: ignore[no-untyped-call]
     stopped = False
     try:

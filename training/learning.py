@@ -21,6 +21,9 @@ from training.objectives import Objectives
 from training.recipe import Recipe
 
 _ADAPTER = ".lora_"
+# A key's bias adds the same to all scores of a query, which softmax takes out again: its gradient is zero. Adam would
+# blow up the rounding noise that stands in its place, and that noise differs with the number of processes.
+_IDLE = ".attention.key.bias"
 _TEXT_BRANCH = re.compile(r"qformer\.(embeddings|qformer\.encoder\.layer\.\d+\.(intermediate|output))\.")
 _MODULES = {"vision": "vision", "qformer": "qformer", "language_projection": "projection", "llama": "llama"}
 
@@ -46,7 +49,7 @@ def learnable(objectives: Objectives, recipe: Recipe) -> list[Group]:
     members: dict[tuple[str, float, bool], list[str]] = {}
     for name, weight in weights.items():
         group, share = shares.get(name, ("heads", 1.0))
-        learns = share > 0 and _is_reached(name, objectives, recipe)
+        learns = share > 0 and _is_reached(name, objectives, recipe) and not name.endswith(_IDLE)
         weight.requires_grad_(learns)
         if learns:
             members.setdefault((group, share, weight.ndim >= 2), []).append(name)

@@ -96,7 +96,9 @@ class LocalRun:
     def _launch(self, attempt: Attempt, stage: Stage) -> int:
         processes = stage.parallelism.procs_per_node
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        # Threads that spin while they wait take the cores from the loader's processes.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        environment["OMP_NUM_THREADS"] = threads
         command = [sys.executable, *attempt.arguments()]
         if processes > 1:
             place = ["--stage", stage.name, "--output", str(self.output), "--attempt", str(attempt.number)]

@@ -29,6 +29,9 @@ from training.errors import BadData, TrainingError
 log = logging.getLogger(__name__)
 CACHE_BYTES = 64 << 30
 _PAUSES = (0.2, 1.0, 5.0)  # seconds between tries
+_REFUSED = frozenset(range(400, 500)) - {408, 425, 429}  # those three say: not now
+# However long a shard takes, as long as it comes: aiohttp would give up after five minutes.
+_HTTP = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 _PART = ".part"
 _CACHED = re.compile(r"[0-9a-f]{64}(\.part)?")
 _GONE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -94,7 +97,8 @@ class RemoteFolder:
         while (handle := _open_cached(path, file.bytes)) is None:
             self.cache.mkdir(parents=True, exist_ok=True)
             with _sole_writer(path.with_suffix(_PART)) as part:
-                if part is not None:
+                # It may have come between the look at the cache and the lock.
+                if part is not None and _age_and_size(path)[1] != file.bytes:
                     self._fetch(file, part, path)
         return handle
 
@@ -113,7 +117,7 @@ class RemoteFolder:
             except _GONE as error:
                 raise BadData(f"{where} cannot be read: {error or type(error).__name__}") from error
             except (OSError, aiohttp.ClientError) as error:
-                if isinstance(error, aiohttp.ClientResponseError) and 400 <= error.status < 500:
+                if isinstance(error, aiohttp.ClientResponseError) and error.status in _REFUSED:
                     raise BadData(f"{where} cannot be read: status {error.status}") from error
                 if pause is None:
                     raise TrainingError(f"{where} cannot be fetched: {error or type(error).__name__}") from error
@@ -139,7 +143,7 @@ def default_cache() -> Path:
 
 def _filesystem(url: str) -> tuple[Any, str]:
     try:
-        filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem, root = fsspec.core.url_to_fs(url, **(_HTTP if url.startswith(("http://", "https://")) else {}))
     except (ImportError, ValueError) as error:
         raise BadData(f"{url} cannot be opened: {error}") from error
     return filesystem, str(root)

@@ -37,7 +37,7 @@ class BadSamples:
         total = len(bad) if total is None else max(total, len(bad))
         self.seen, self.bad = self.seen + seen, self.bad + total
         for key, reason in bad:
-            self._name(key, reason)
+            self._name(_printable(key), _printable(reason))
         if total > len(bad):
             self.kinds[ELSEWHERE] += total - len(bad)
 
@@ -85,5 +85,10 @@ class BadSamples:
         share = self.bad / self.seen if self.seen else 0.0
         report = {"share": round(share, 6), "allowed_share": self.limit_share, **self.state()}
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="backslashreplace")
+        draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
         draft.replace(path)
+
+
+def _printable(text: str) -> str:
+    """Names of files and broken JSON may hold halves of surrogate pairs, at which a terminal or file would fail."""
+    return text.encode(errors="backslashreplace").decode()
