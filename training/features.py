@@ -33,7 +33,7 @@ from training.errors import BadConfig, BadData, FeatureMismatch
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 KEY, MANIFEST, VERSION = "key.json", "manifest.json", 1
-_OPEN_SHARDS = 64
+_OPEN_SHARDS = 256
 # A type, and as what it lies in the file: numpy has no bfloat16.
 STORED: Mapping[str, tuple[torch.dtype, torch.dtype, str]] = {
     "float32": (torch.float32, torch.float32, "<f4"),

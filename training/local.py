@@ -47,7 +47,9 @@ class LocalRun:
         if only is not None and only not in names:
             raise BadConfig(f"{self.file} has no stage {only!r}; its stages are {', '.join(names)}")
         self.output.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.file, self.output / "job.yaml")
+        copy = self.output / "job.yaml"
+        if not (copy.exists() and copy.samefile(self.file)):
+            shutil.copyfile(self.file, copy)
         with self._passing_on_signals():
             for stage in job.spec.stages:
                 if only in (None, stage.name):

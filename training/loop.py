@@ -25,6 +25,7 @@ from training.data.mixture import Cursor, Mixture
 from training.data.report import BadSamples
 from training.distributed import World, accumulating
 from training.errors import BadConfig, Stopped, TrainingError
+from training.flops import FlopMeter
 from training.objectives import Objectives
 from training.optimizer import Optimization
 from training.peers import Peers
@@ -58,7 +59,7 @@ class Machinery:
     peers: Peers
     evaluate: Evaluator
     attempt: int
-    step_flops: float = 0.0
+    flops: FlopMeter
 
 
 @dataclass
@@ -103,6 +104,7 @@ class Loop:
         self.step = state["step"]
         self.cursor = self.m.mixture.cursor(state["cursor"])
         self.m.bad.restore(state["bad"])
+        self.m.flops.a_unit = state["flops_a_unit"]
         return True
 
     def run(self, data: Iterator[StepData]) -> Mapping[str, float]:
@@ -146,7 +148,9 @@ class Loop:
         sums: Counter[str] = Counter()
         by_source = torch.zeros(2, len(self.m.recipe.data), dtype=torch.float64)
         for number, batch in enumerate(work.batches):
-            with accumulating(self.m.module, last=number == len(work.batches) - 1):
+            last = number == len(work.batches) - 1
+            counting = self.m.flops.counting(_units(batch)) if self.step == 0 else nullcontext()
+            with counting, accumulating(self.m.module, last=last):
                 losses = self._forward(batch)
                 total = self._weighted(losses.sums, agreed.counts)
                 torch.autograd.backward(total * self.m.world.size)
@@ -168,13 +172,14 @@ class Loop:
 
     def _report(self, work: StepData, agreed: _Agreed, done: _Done) -> StepReport:
         names, sources = sorted(self.m.recipe.losses), len(self.m.recipe.data)
-        amounts = [float(work.useful), float(work.positions), float(work.supervised)]
+        units = float(sum(map(_units, work.batches)))
+        amounts = [units, float(work.useful), float(work.positions), float(work.supervised)]
         values = self.m.world.sum([*(done.sums[name] for name in names), *done.by_source.flatten().tolist(), *amounts])
         losses = {name: value / max(1.0, agreed.counts[name]) for name, value in zip(names, values, strict=False)}
         stalled, self._stalled = self._stalled, 0.0
         losses["total"] = sum(self.m.recipe.losses[name] * losses[name] for name in names)
         check_finite(self.step + 1, losses, done.norm)
-        lost, seen = values[len(names) : len(names) + sources], values[len(names) + sources : -3]
+        lost, seen = values[len(names) : len(names) + sources], values[len(names) + sources : -len(amounts)]
         return StepReport(
             stage=self.m.recipe.stage,
             step=self.step + 1,
@@ -188,7 +193,7 @@ class Loop:
             useful_tokens=int(values[-3]),
             positions=int(values[-2]),
             supervised_tokens=int(values[-1]),
-            flops=self.m.step_flops,
+            flops=self.m.flops.of(values[-4]),
             seconds=time.perf_counter() - done.started,
             data_seconds=done.waited,
             stall_seconds=stalled,
@@ -211,6 +216,7 @@ class Loop:
             "step": self.step,
             "cursor": self.m.mixture.to_json(self.cursor),
             "bad": self.m.bad.state(),
+            "flops_a_unit": self.m.flops.a_unit,
         }
         self.m.checkpoints.save(self.step, self.m.optimization.tensors(), state)
         self._stalled = self.m.checkpoints.last_stall_seconds
@@ -224,6 +230,13 @@ class Loop:
         self.m.optimization.swap_means()
         self.m.progress.checkpoint(self.step, metrics, time.perf_counter() - began)
         return metrics
+
+
+def _units(batch: Batch) -> int:
+    """What a step's arithmetic goes with: positions of text, or pictures where there is none."""
+    if batch.rows is not None:
+        return batch.rows.ids_RT.numel()
+    return len(batch.valid_B)
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:

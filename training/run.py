@@ -33,6 +33,7 @@ from training.distributed import World, join, spread
 from training.endpoint import Endpoint, EndpointConfig
 from training.errors import BadConfig, TrainingError
 from training.export import export
+from training.flops import FlopMeter, peak_flops
 from training.job import TRAINS, Stage, TrainingJob, load
 from training.json_log import JsonLog
 from training.loop import Loop, Machinery
@@ -81,7 +82,9 @@ def train(run: Run) -> Mapping[str, float]:
     with ExitStack() as held:
         world = held.enter_context(join(2 * recipe.hang_seconds))
         stop = held.enter_context(StopSignal())
-        progress = Progress(_sinks(run) if world.rank == 0 else ())
+        dtype = torch.bfloat16 if recipe.compute.precision == "bfloat16" else torch.float32
+        peak = peak_flops(world.device, dtype)
+        progress = Progress(_sinks(run) if world.rank == 0 else (), peak * world.size if peak else None)
         held.callback(progress.close)
         watchdog = held.enter_context(Watchdog(recipe.hang_seconds, run.folder.path, rank=world.rank, last_words=words))
         watchdog.beat("loading the model and the data")
@@ -132,6 +135,7 @@ def _machinery(run: Run, assembly: Assembly, told: Told, life: Life) -> Machiner
         peers=Peers(world.rank, world.size, world.peers),
         evaluate=partial(_evaluate, run, assembly, world, keeps_vision),
         attempt=run.attempt,
+        flops=FlopMeter(enabled=not recipe.compute.compile),
     )
 
 

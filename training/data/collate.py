@@ -168,7 +168,7 @@ class Collator:
     def _decoded(self, wanted: Sequence[_Wanted]) -> tuple[Pictures, list[Bad | None]]:
         assert self.readers.pixels is not None
         there = [(at, one, number) for at, (_, one, number) in enumerate(wanted) if isinstance(one, _Sample)]
-        images = [(one.record.key, self._dataset(one.draw).image(one.draw.item, number)) for _, one, number in there]
+        images = [(one.record.key, self._file(one, number)) for _, one, number in there]
         positions = [one.draw.position for _, one, _ in there]
         pixels, failures = self.readers.pixels.pixels(images, positions)
         every = pixels.new_zeros(len(wanted), *pixels.shape[1:])
@@ -177,6 +177,13 @@ class Collator:
             every[at] = made
             reasons[at] = (failure.key, failure.reason) if failure is not None else None
         return Pictures(pixels_I3SS=every), reasons
+
+    def _file(self, one: _Sample, number: int) -> bytes:
+        """An image's file; nothing where the shard does not give it, which the decoder then names."""
+        try:
+            return self._dataset(one.draw).image(one.draw.item, number)
+        except BadSample:
+            return b""
 
     def _cached(self, wanted: Sequence[_Wanted]) -> tuple[Pictures, list[Bad | None]]:
         """Features or tokens by their images' numbers; zeros where there is no sample."""
