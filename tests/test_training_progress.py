@@ -65,7 +65,7 @@ def test_without_a_terminal_lines_have_mean_losses_since_the_last_line(capsys: p
     lines = capsys.readouterr().out.splitlines()
 
     assert len(lines) == 2
-    assert lines[0].startswith("align 10/10  lm 5.500")
+    assert lines[0].startswith("align 10/10  lm 5.500  caption")
     assert "caption/zh 1.500" in lines[0]
     assert "lr 1.0e-04" in lines[0]
     assert "0:00 left" in lines[0]

@@ -27,7 +27,9 @@ class Bar:
             self._bar.start()
 
     def step(self, report: StepReport, pace: Pace) -> None:
-        for name, loss in {**report.losses, **report.by_source}.items():
+        # The total is in every line already.
+        parts = {name: loss for name, loss in report.losses.items() if name != "total"}
+        for name, loss in {**parts, **report.by_source}.items():
             total, count = self._losses.get(name, (0.0, 0))
             self._losses[name] = (total + loss, count + 1)
         if self._bar is not None:
