@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from training.job import load
 
 from cli.text import CommandError, say
 from training.errors import TrainingError
+from training.job import load
 from training.local import LocalRun
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
