@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from training.progress import Pace, StepReport
 
@@ -15,15 +17,22 @@ LINE_SECONDS = 10.0
 
 
 class Bar:
-    """Prints to stdout."""
+    """Prints to stdout, or draws on `console`."""
 
-    def __init__(self, stage: str, first_step: int, total_steps: int, line_seconds: float = LINE_SECONDS) -> None:
+    def __init__(
+        self,
+        stage: str,
+        first_step: int,
+        total_steps: int,
+        line_seconds: float = LINE_SECONDS,
+        console: Console | None = None,
+    ) -> None:
         self.stage, self.line_seconds = stage, line_seconds
         self._printed = time.monotonic()
         self._losses: dict[str, tuple[float, int]] = {}
-        self._bar = _rich() if sys.stdout.isatty() else None
+        self._bar = _rich(console) if console is not None or sys.stdout.isatty() else None
         if self._bar is not None:
-            self._task = self._bar.add_task(stage, total=total_steps, completed=first_step, said="")
+            self._task = self._bar.add_task(stage, total=total_steps, completed=first_step, left="")
             self._bar.start()
 
     def step(self, report: StepReport, pace: Pace) -> None:
@@ -33,10 +42,13 @@ class Bar:
             total, count = self._losses.get(name, (0.0, 0))
             self._losses[name] = (total + loss, count + 1)
         if self._bar is not None:
-            self._bar.update(self._task, completed=report.step, said=_rates(report, pace))
+            losses = (f"{name} {loss:.3f}" for name, loss in report.losses.items() if name != "total")
+            self._bar.below = "  ".join([_rates(report, pace), *losses])
+            self._bar.update(self._task, completed=report.step, left=_left(pace))
         due = time.monotonic() - self._printed >= self.line_seconds
         if self._bar is None and (due or report.step == report.total_steps):
-            self._say(f"{self.stage} {report.step}/{report.total_steps}  {self._means()}  {_rates(report, pace)}")
+            said = (self._means(), _rates(report, pace), _left(pace))
+            self._say("  ".join([f"{self.stage} {report.step}/{report.total_steps}", *said]))
 
     def checkpoint(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
         # All of them are in the log; here one of a kind is enough.
@@ -65,10 +77,19 @@ class Bar:
             print(line, flush=True)
 
 
-def _rich() -> RichProgress:
-    return RichProgress(
-        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[said]}")
-    )
+class _WithLineBelow(RichProgress):
+    """A bar, and under it one line of whatever fits there."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.below, no_wrap=True, overflow="ellipsis")
+
+
+def _rich(console: Console | None) -> _WithLineBelow:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    return _WithLineBelow(*columns, console=console)
 
 
 def _rates(report: StepReport, pace: Pace) -> str:
@@ -76,5 +97,10 @@ def _rates(report: StepReport, pace: Pace) -> str:
     words = [f"loss {report.losses['total']:.3f}", f"lr {rate:.1e}", f"{pace.samples_a_second:.0f} samples/s"]
     words += [f"{pace.tokens_a_second:.0f} tokens/s"] if report.useful_tokens else []
     words += [f"MFU {pace.mfu:.0%}"] if pace.mfu is not None else []
+    return "  ".join(words)
+
+
+def _left(pace: Pace) -> str:
     minutes, seconds = divmod(round(pace.eta_seconds), 60)
-    return "  ".join([*words, f"{minutes}:{seconds:02d} left"])
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"

@@ -10,13 +10,13 @@ failures are counted and named once in the log.
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
 import ssl
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,13 +93,15 @@ class Endpoint:
 
     def _post(self, value: dict[str, Any]) -> None:
         body = json.dumps({"trainerStatus": value}).encode()
-        headers = {"Content-Type": "application/json", **self._authorization()}
-        request = urllib.request.Request(self.config.url, data=body, headers=headers, method="POST")
-        context = ssl.create_default_context(cafile=self.config.ca_file) if self.config.ca_file else None
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=context):
+            headers = {"Content-Type": "application/json", **self._authorization()}
+            request = urllib.request.Request(self.config.url, data=body, headers=headers, method="POST")
+            context = ssl.create_default_context(cafile=self.config.ca_file) if self.config.ca_file else None
+            opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
+            with opener.open(request, timeout=TIMEOUT_SECONDS):
                 return
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        # Wrong files, addresses and answers: none of them may end this thread.
+        except (OSError, ValueError, http.client.HTTPException) as error:
             self.failures += 1
             if self.failures == 1:
                 log.warning("progress cannot be posted to %s, the run goes on: %s", self.config.url, error)
@@ -112,7 +114,14 @@ class Endpoint:
                 self._token, self._token_read = self.config.token_file.read_text("utf-8").strip(), time.monotonic()
             except OSError as error:
                 log.warning("%s cannot be read: %s", self.config.token_file, error)
-        return {"Authorization": f"Bearer {self._token}"}
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """An answer that sends us elsewhere is a failure: urllib would take the token there."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
 
 
 def status(report: StepReport, pace: Pace) -> dict[str, Any]:

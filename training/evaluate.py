@@ -1,57 +1,57 @@
 """What a stage's model can do, on held-out data: retrieval, and exact answers to a task's first question.
 
-Pictures go the road of served ones (`ziya.images`, the checkpoint's own preprocessing). Of several processes each
-encodes and answers its share; every process ends with the same numbers. A record that cannot be used is left out.
-Legend: I images, N and D features, Q queries.
+Pictures and questions go the road of served ones. Of several processes each encodes and answers its share, and all end
+with the same numbers. A record that cannot be used is left out, and the share of those is a metric, `bad`, where there
+are any.
+Legend: I images of a record, N and D features, V visual tokens of a record.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.answers import Prompt, answers, is_right
+from training.data.batch import to_device
 from training.data.captions import Captioner
-from training.data.pixels import PixelSource
-from training.data.record import Record
+from training.data.record import Conversation, Record
 from training.data.rows import Encoder
 from training.data.shards import Dataset
-from training.data.tasks import caption_text, conversation
+from training.data.tasks import caption_text
 from training.distributed import World
-from training.errors import BadConfig, BadSample
+from training.errors import BadConfig, BadData, BadSample
+from training.heldout import BATCH, HeldOut, Item, Share
 from training.model import VisualLanguageModel, there
-from training.recipe import Check, Images
-from training.retrieval import retrieval
+from training.recipe import Check
+from training.retrieval import Beat, retrieval, unheard
+from training.stage_folder import write_json
+from training.truths import First, asked
 
-T = TypeVar("T")
-BATCH = 128
 MAX_ANSWER = 64
 
 
-class _First(random.Random):
-    """Always takes the first: an evaluation asks one wording."""
-
-    def choice(self, seq: Any) -> Any:
-        return seq[0]
-
-
 @dataclass(frozen=True)
-class _Item:
-    """A usable record and the ViT's features of its images, [images, N, D]."""
+class _Question:
+    """One record as it is asked. `texts` are what a Q-Former that reads the instruction reads, one an image."""
 
-    record: Record
-    features: Tensor
+    prompt: Prompt
+    truths: Sequence[str]
+    features_IND: Tensor
+    texts: Sequence[str]
 
 
 @dataclass
 class Examiner:
-    """Runs `checks` on `model`, whose modules must all be loaded. `datasets` are by the checks' `data`."""
+    """Runs `checks` on `model`, whose modules must all be loaded. `datasets` are by the checks' `data`.
+
+    `beat` hears that something is being done, many times a check.
+    """
 
     model: VisualLanguageModel
     checks: Sequence[Check]
@@ -60,100 +60,136 @@ class Examiner:
     tokenizer: Tokenizer | None = None
     encoder: Encoder | None = None
     captioner: Captioner | None = None
-    _features: dict[tuple[str, int | None], list[_Item]] = field(default_factory=dict, init=False)
+    beat: Beat = unheard
+    _held_out: HeldOut = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._held_out = HeldOut(self.model, self.datasets, self.world)
 
     @torch.no_grad()
     def __call__(self, *, keep_features: bool = False) -> dict[str, float]:
-        """Metrics by `<check>.<metric>`. `keep_features` where the ViT is frozen: they are then computed once."""
-        was_training = self.model.training
-        self.model.eval()
+        """Metrics by `<check>.<metric>`. `keep_features` where the ViT is frozen: they are then computed once.
+
+        Raises BadConfig when the model has no heads for a check, BadData when none of a check's records can be used.
+        """
         if not keep_features:
-            self._features.clear()
+            self._held_out.forget()
         found: dict[str, float] = {}
-        for check in self.checks:
-            items = self._items(check)
-            metrics = self._retrieval(check, items) if check.kind == "retrieval" else self._answers(check, items)
-            found |= {f"{check.name}.{name}": value for name, value in metrics.items()}
-        self.model.train(was_training)
+        with in_eval_mode(self.model):
+            for name, check in zip(check_names(self.checks), self.checks, strict=True):
+                self.beat(f"checking {name}")
+                share = self._held_out.share(check, self.beat)
+                examine = self._retrieval if check.kind == "retrieval" else self._answers
+                found |= {f"{name}.{metric}": value for metric, value in examine(check, share).items()}
+        if not keep_features:
+            self._held_out.forget()
         return found
 
-    def _items(self, check: Check) -> list[_Item]:
-        """This process's share."""
-        place = (check.data, check.limit)
-        if place not in self._features:
-            dataset = self.datasets[check.data]
-            count = len(dataset) if check.limit is None else min(check.limit, len(dataset))
-            chosen = [number * len(dataset) // count for number in range(count)]
-            self._features[place] = self._encode(dataset, chosen[self.world.rank :: self.world.size])
-        return self._features[place]
-
-    def _encode(self, dataset: Dataset, numbers: Sequence[int]) -> list[_Item]:
-        source = PixelSource(self.model.preprocessing, Images(), 0, keep_bytes=0)
-        items: list[_Item] = []
-        for start in range(0, len(numbers), BATCH):
-            records: list[Record] = []
-            pixels: list[Tensor] = []
-            for number in numbers[start : start + BATCH]:
-                try:
-                    record = dataset.record(number)
-                    files = [(record.key, dataset.image(number, image)) for image in range(record.images)]
-                except BadSample:
-                    continue
-                made, bad = source.pixels(files, [0] * len(files))
-                if not any(bad):
-                    records.append(record)
-                    pixels.append(made)
-            if records:
-                every = torch.cat(pixels).to(self.world.device)
-                features = self.model.features(every) if len(every) else every
-                parts = torch.split(features, [record.images for record in records])
-                items += [_Item(record, part) for record, part in zip(records, parts, strict=True)]
-        return items
-
-    def _retrieval(self, check: Check, items: Sequence[_Item]) -> dict[str, float]:
+    def _retrieval(self, check: Check, share: Share) -> dict[str, float]:
         if self.captioner is None or not self.model.config.retrieval:
             raise BadConfig(f"check {check.name}: this model's Q-Former has no retrieval heads")
-        usable, texts, groups = [], [], []
-        for item in items:
+        usable: list[tuple[Tensor, str, str]] = []
+        for item in share.items:
+            if item.record.images == 1:
+                try:
+                    text = caption_text(item.record, check, First())
+                except BadSample:
+                    continue
+                usable.append((item.features_IND, text, str(item.record.fields.get("group", item.record.key))))
+        bad = self._bad(check, share, len(usable))
+        # Any text may have any picture among its candidates, so all processes need all of them.
+        features, texts, groups = zip(*self.world.gather(usable), strict=True)
+        found = retrieval(
+            there(self.model.qformer, "qformer"),
+            torch.cat(features),
+            self.captioner.batch(texts),
+            groups,
+            top_k=check.top_k,
+            world=self.world,
+            beat=self.beat,
+        )
+        return found | bad
+
+    def _answers(self, check: Check, share: Share) -> dict[str, float]:
+        if self.encoder is None or self.tokenizer is None:
+            raise BadConfig(f"check {check.name}: answers need the LLaMA and its tokenizer, which are not loaded")
+        questions: list[_Question] = []
+        for item in share.items:
             try:
-                texts.append(caption_text(item.record, check, _First()))
+                questions.append(self._question(check, item, self.encoder))
             except BadSample:
                 continue
-            usable.append(item.features[:1].cpu())
-            groups.append(str(item.record.fields.get("group", item.record.key)))
-        # Every process ranks all of them: the features come together, the work of ITC is small beside the ViT's.
-        features = torch.cat(self.world.gather(usable)).to(self.world.device)
-        captions = self.captioner.batch(self.world.gather(texts))
-        qformer = there(self.model.qformer, "qformer")
-        return retrieval(qformer, features, captions, self.world.gather(groups), top_k=check.top_k)
+        bad = self._bad(check, share, len(questions))
+        prompts, tokens = [question.prompt for question in questions], self._tokens(questions)
+        said = answers(self.model, prompts, tokens, max_tokens=MAX_ANSWER, batch=BATCH, beat=self.beat)
+        texts = self.tokenizer.decode_batch(said)
+        right = [is_right(text, one.truths, check.language) for text, one in zip(texts, questions, strict=True)]
+        all_right, all_asked = self.world.sum([float(sum(right)), float(len(right))])
+        return {"exact": all_right / all_asked} | bad
 
-    def _answers(self, check: Check, items: Sequence[_Item]) -> dict[str, float]:
-        assert self.encoder is not None
-        assert self.tokenizer is not None
-        templates = self.datasets[check.data].templates
-        prompts, truths, tokens = [], [], []
-        for item in items:
-            try:
-                spoken = conversation(item.record, check, templates, _First())
-                piece = self.encoder.piece(spoken, item.record.key)
-            except BadSample:
+    def _question(self, check: Check, item: Item, encoder: Encoder) -> _Question:
+        question = asked(item.record, check, self.datasets[check.data].templates)
+        piece = encoder.piece(question.conversation, item.record.key)
+        # The last answer is all that is learnt at the end: what stands before it is what serving would be asked.
+        length = max(place for place, learnt in enumerate(piece.learnt) if not learnt) + 1
+        prompt = Prompt(piece.ids[:length], piece.visual[:length])
+        return _Question(prompt, question.truths, item.features_IND, _instructions(question.conversation, item.record))
+
+    def _tokens(self, questions: Sequence[_Question]) -> list[Tensor]:
+        """The visual tokens of each question's images, [V, width]."""
+        device, tokens = self.world.device, list[Tensor]()
+        for start in range(0, len(questions), BATCH):
+            some = questions[start : start + BATCH]
+            texts = [text for question in some for text in question.texts]
+            if not texts:
+                tokens += [torch.zeros(0, self.model.config.qformer_width)] * len(some)
                 continue
-            # The answer is what stands after the last position that is not learnt.
-            length = max(place for place, learnt in enumerate(piece.learnt) if not learnt) + 1
-            prompts.append(Prompt(piece.ids[:length], piece.visual[:length]))
-            truths.append(spoken.turns[-1].text)
-            tokens.append(self._tokens(item, spoken.turns[0].text).flatten(0, 1))
-        end = self.tokenizer.token_to_id(self.encoder.template.turn_end) or 0
-        said = answers(self.model, prompts, tokens, end=end, max_tokens=MAX_ANSWER)
-        texts = [self.tokenizer.decode(ids) for ids in said]
-        right = sum(is_right(text, [truth]) for text, truth in zip(texts, truths, strict=True))
-        all_right, asked = self.world.sum([float(right), float(len(truths))])
-        return {"exact": all_right / asked if asked else 0.0}
+            features = torch.cat([question.features_IND for question in some if question.texts]).to(device)
+            instructions = None
+            if self.model.config.qformer_reads_instruction and self.captioner is not None:
+                instructions = to_device(self.captioner.instructions(texts), device)
+            every = self.model.tokens(features, instructions)
+            tokens += [one.flatten(0, 1) for one in torch.split(every, [len(question.texts) for question in some])]
+            self.beat(f"reading pictures: {start} of {len(questions)}")
+        return tokens
 
-    def _tokens(self, item: _Item, question: str) -> Tensor:
-        if not len(item.features):
-            return item.features.new_zeros(0, self.model.config.queries, self.model.config.qformer_width)
-        instructions = None
-        if self.model.config.qformer_reads_instruction and self.captioner is not None:
-            instructions = self.captioner.instructions([question] * len(item.features))
-        return self.model.tokens(item.features, instructions)
+    def _bad(self, check: Check, share: Share, usable: int) -> dict[str, float]:
+        """The share of bad records over all processes. Raises BadData when there is no other."""
+        mine = (float(usable), float(len(share.items) - usable + share.bad))
+        good, bad = self.world.sum(mine)
+        if not good:
+            raise BadData(f"check {check.name}: none of the {int(bad)} records of {check.data} can be used")
+        return {"bad": bad / (good + bad)} if bad else {}
+
+
+def check_names(checks: Collection[Check]) -> list[str]:
+    """The checks' names; where several bear the same, the second is `<name>#2` and so on."""
+    names: list[str] = []
+    seen: dict[str, int] = {}
+    for check in checks:
+        seen[check.name] = count = seen.get(check.name, 0) + 1
+        names.append(check.name if count == 1 else f"{check.name}#{count}")
+    return names
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module has afterwards the mode it had before."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def write_report(path: Path, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+    """The evaluation of a stage at a step as JSON: the whole file or nothing."""
+    write_json(path, {"stage": stage, "step": step, "metrics": dict(metrics)})
+
+
+def _instructions(conversation: Conversation, record: Record) -> list[str]:
+    """For each image the text of the turn that shows it, as in training and serving."""
+    shown = {image: turn.text for turn in conversation.turns for image in turn.images}
+    return [shown.get(image, "") for image in range(record.images)]

@@ -6,21 +6,25 @@ under `train`, field by field (training/override.py), so that a stage and its re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from training.complaints import complaints, did_you_mean, one_of
 from training.errors import BadConfig
-from training.recipe import LANGUAGES, TASKS
+from training.override import applied
+from training.recipe import LANGUAGES, TASKS, Recipe
+from training.stages import STAGES
+from training.strict_yaml import StrictLoader
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
 StageType = Literal["data", "vision", "pretrain", "align", "instruct", "chat", "eval", "merge", "promote"]
-TRAINS = frozenset({"vision", "pretrain", "align", "instruct", "chat"})
+TRAINS = frozenset(STAGES)
 
 
 class _Part(BaseModel):
@@ -69,20 +73,12 @@ class Gate(_Part):
 class DataSource(_Part):
     """One source of a stage's data: training.recipe.Source."""
 
-    data: str
-    task: str = "caption"
-    language: str = "en"
-    ratio: float = Field(default=1.0, gt=0)
+    data: str = Field(min_length=1)
+    task: Annotated[str, AfterValidator(one_of("task", TASKS))] = "caption"
+    language: Annotated[str, AfterValidator(one_of("language", LANGUAGES))] = "en"
+    ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     field: str | None = None
     templates: str | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        if self.task not in TASKS:
-            raise ValueError(f"there is no task {self.task!r}; tasks are {', '.join(TASKS)}")
-        if self.language not in LANGUAGES:
-            raise ValueError(f"there is no language {self.language!r}; languages are {', '.join(LANGUAGES)}")
-        return self
 
 
 class Stage(_Part):
@@ -102,16 +98,6 @@ class Stage(_Part):
     builder: str | None = None
     options: dict[str, Any] = {}
 
-    @model_validator(mode="after")
-    def _fits_its_type(self) -> Self:
-        if self.type == "data" and not self.builder:
-            raise ValueError("a stage of type data needs a builder: a Python module with a function build(folder, …)")
-        if self.type in TRAINS and not self.data:
-            raise ValueError(f"a stage of type {self.type} needs data: a list of sources")
-        if self.type not in TRAINS and (self.train.keys() - {"checks"} or self.recipe):
-            raise ValueError(f"a stage of type {self.type} does not train: only train.checks can be set")
-        return self
-
 
 class Model(_Part):
     """The checkpoint the first stage starts from, a folder relative to the output folder or absolute."""
@@ -120,10 +106,11 @@ class Model(_Part):
 
 
 class Output(_Part):
-    """Where results go: a folder, or on a cluster a claim."""
+    """Where results go: on this machine a folder, on a cluster a claim or an object store's URL."""
 
     path: str | None = None
     pvc: str | None = None
+    url: str | None = None
 
 
 class Spec(_Part):
@@ -138,17 +125,6 @@ class Spec(_Part):
     active_deadline_seconds: int | None = Field(default=None, ge=1)
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
     promotion: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        before: set[str] = set()
-        for stage in self.stages:
-            if stage.name in before:
-                raise ValueError(f"two stages are called {stage.name!r}")
-            if missing := set(stage.needs) - before:
-                raise ValueError(f"stage {stage.name!r} needs {sorted(missing)[0]!r}, which is no stage before it")
-            before.add(stage.name)
-        return self
 
 
 class Metadata(_Part):
@@ -176,38 +152,75 @@ class TrainingJob(_Part):
         names = ", ".join(stage.name for stage in self.spec.stages)
         raise BadConfig(f"job {self.metadata.name} has no stage {name!r}; its stages are {names}")
 
+    def to_yaml(self) -> str:
+        """The file again, without what has its default value."""
+        said = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return yaml.safe_dump(said, allow_unicode=True, sort_keys=False, width=120)
+
 
 def load(path: Path) -> TrainingJob:
     """Raises BadConfig with a line for everything that is wrong, each with its place in the file."""
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
+        raw = yaml.load(path.read_text("utf-8"), Loader=StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise BadConfig(f"{path} is not YAML: {error}") from error
+    return parse(raw, str(path))
+
+
+def parse(raw: Any, where: str) -> TrainingJob:
+    """A job from plain data, as a file or the Kubernetes API gives it. Raises BadConfig as `load` does."""
     if not isinstance(raw, Mapping):
-        raise BadConfig(f"{path} is not a TrainingJob: it holds no mapping")
+        raise BadConfig(f"{where} is not a TrainingJob: it holds no mapping")
     try:
-        return TrainingJob.model_validate(raw)
+        # As JSON, for that is how a cluster gets it: there 1 is no boolean and "1" no number.
+        job = TrainingJob.model_validate_json(json.dumps(raw, default=str), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise BadConfig("\n".join(f"{path}: {line}" for line in _complaints(error))) from error
+        raise BadConfig("\n".join(f"{where}: {line}" for line in complaints(error, TrainingJob))) from error
+    if wrong := list(_wrong(job.spec.stages)):
+        raise BadConfig("\n".join(f"{where}: {line}" for line in wrong))
+    return job
 
 
-def _complaints(error: ValidationError) -> Iterator[str]:
-    for detail in error.errors():
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
-        if detail["type"] == "extra_forbidden":
-            yield f"{place}: there is no such field{_did_you_mean(detail['loc'])}"
-        elif detail["type"] == "missing":
-            yield f"{place}: is missing"
-        else:
-            message = detail["msg"].removeprefix("Value error, ")
-            given = f", not {detail['input']!r}" if isinstance(detail["input"], str | int | float) else ""
-            yield f"{place}: {message[0].lower()}{message[1:]}{given}"
+def _wrong(stages: Sequence[Stage]) -> Iterator[str]:
+    """What fields alone do not show: stages among one another, and each against its type and its recipe."""
+    before: list[str] = []
+    for number, stage in enumerate(stages):
+        path = f"spec.stages[{number}]"
+        if stage.name in before:
+            yield f"{path}.name: two stages are called {stage.name!r}"
+        for place, name in enumerate(stage.needs):
+            if name not in before:
+                meant = did_you_mean(name, before)
+                yield f"{path}.needs[{place}]: {stage.name!r} needs {name!r}, which is no stage before it{meant}"
+        before.append(stage.name)
+        yield from _unfit(stage, path)
+        wrong: list[str] = []
+        recipe = applied(stage, path, wrong)
+        yield from wrong
+        yield from _gate(stage, recipe, path)
 
 
-def _did_you_mean(place: tuple[int | str, ...]) -> str:
-    """The nearest name among all fields of the file's classes."""
-    known = {to_camel(name) for kind in _Part.__subclasses__() for name in kind.model_fields}
-    close = get_close_matches(str(place[-1]), known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _unfit(stage: Stage, path: str) -> Iterator[str]:
+    """Against its type."""
+    if stage.type == "data" and not stage.builder:
+        yield f"{path}.builder: a stage of type data needs a builder: a Python module with a function build(folder, …)"
+    if stage.type != "data" and (stage.builder or stage.options):
+        yield f"{path}.{'builder' if stage.builder else 'options'}: only a stage of type data has it"
+    if stage.type in TRAINS and not stage.data:
+        yield f"{path}.data: a stage of type {stage.type} needs data: a list of sources"
+    if stage.type not in TRAINS:
+        if stage.recipe:
+            yield f"{path}.recipe: a stage of type {stage.type} does not train and has no recipe"
+        for name in stage.train.keys() - {"checks"}:
+            yield f"{path}.train.{name}: a stage of type {stage.type} does not train: only train.checks can be set"
+
+
+def _gate(stage: Stage, recipe: Recipe, path: str) -> Iterator[str]:
+    """A gate's metric must be one that the stage's own checks give."""
+    names = list(dict.fromkeys(check.name for check in recipe.checks))
+    # The second check of a name is called `<name>#2`.
+    if stage.gate is not None and stage.gate.metric.rpartition(".")[0].partition("#")[0] not in names:
+        given = f"they are {', '.join(names)}" if names else "it has none"
+        yield f"{path}.gate.metric: no check of this stage gives {stage.gate.metric!r}; {given}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -44,8 +45,11 @@ class JsonLog:
     def _write(self, value: Mapping[str, Any]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**value, "time": datetime.now(UTC).isoformat()}, ensure_ascii=False) + "\n")
+            line = json.dumps({**value, "time": datetime.now(UTC).isoformat()}, ensure_ascii=False) + "\n"
+            with self.path.open("ab+") as file:
+                # A line that a killed run left unfinished must not take this one with it.
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                file.write((b"" if file.read(1) in {b"", b"\n"} else b"\n") + line.encode())
         except OSError as error:
             if not self._failed:
                 log.warning("%s cannot be written, the run goes on without it: %s", self.path, error)
@@ -54,7 +58,8 @@ class JsonLog:
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a log; a line that a killed run left unfinished is skipped."""
-    for line in path.read_text("utf-8", errors="replace").splitlines():
+    # A text may hold what else splits lines.
+    for line in path.read_text("utf-8", errors="replace").split("\n"):
         try:
             yield json.loads(line)
         except ValueError:

@@ -32,13 +32,14 @@ from training.peers import Peers
 from training.progress import Progress, StepReport
 from training.recipe import Recipe
 from training.stopping import StopSignal
+from training.unsharded import unsharded
 from training.watchdog import Watchdog, check_finite
 
 
 class Evaluator(Protocol):
-    """Measures the model as it would be shipped."""
+    """Measures the model after `step` as it would be shipped."""
 
-    def __call__(self) -> Mapping[str, float]: ...
+    def __call__(self, step: int) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ class Loop:
         self.m.watchdog.beat(f"evaluating step {self.step}")
         began = time.perf_counter()
         self.m.optimization.swap_means()
-        metrics = self.m.evaluate()
+        with unsharded(self.m.module):
+            metrics = self.m.evaluate(self.step)
         self.m.optimization.swap_means()
         self.m.progress.checkpoint(self.step, metrics, time.perf_counter() - began)
         return metrics

@@ -43,14 +43,19 @@ def adapter_state(llama: LlamaForCausalLM) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, layer in _layers(llama).items():
         for side, matrix in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-            state[f"{_PREFIX}{name}.{side}.weight"] = _whole(matrix[NAME].weight)
+            state[f"{_PREFIX}{name}.{side}.weight"] = whole(matrix[NAME].weight)
     return state
 
 
-def save_adapter(llama: LlamaForCausalLM, folder: Path) -> None:
-    """Writes the adapters so that `PeftModel.from_pretrained(llama, folder)` gives this model again."""
+def save_adapter(llama: LlamaForCausalLM, folder: Path, *, write: bool = True) -> None:
+    """Writes the adapters so that `PeftModel.from_pretrained(llama, folder)` gives this model again.
+
+    Where weights are sharded every process has to make the call, and only the one with `write` writes.
+    """
     layers = _layers(llama)
     state = {name: tensor.to("cpu").contiguous() for name, tensor in adapter_state(llama).items()}
+    if not write:
+        return
     first = next(iter(layers.values()))
     targets = sorted({name.rpartition(".")[2] for name in layers})
     how = Lora(first.r[NAME], first.lora_alpha[NAME], _dropout(first), tuple(targets))
@@ -73,7 +78,7 @@ def merged_state(llama: LlamaForCausalLM) -> dict[str, Tensor]:
         if ".lora_" in name or (name == "lm_head.weight" and llama.config.tie_word_embeddings):
             continue
         plain = f"{owner}.{rest}" if rest else name
-        state[plain] = _merged(layers[owner]) if rest == "weight" else _whole(tensor)
+        state[plain] = _merged(layers[owner]) if rest == "weight" else whole(tensor)
     return state
 
 
@@ -116,16 +121,16 @@ def _layers(llama: LlamaForCausalLM, *, required: bool = True) -> dict[str, Any]
 
 
 def _merged(layer: Any) -> Tensor:
-    down, up = (_whole(side[NAME].weight).float() for side in (layer.lora_A, layer.lora_B))
+    down, up = (whole(side[NAME].weight).float() for side in (layer.lora_A, layer.lora_B))
     scale = float(layer.scaling[NAME])
-    return _whole(layer.base_layer.weight).float() + scale * (up @ down)
+    return whole(layer.base_layer.weight).float() + scale * (up @ down)
 
 
 def _dropout(layer: Any) -> float:
     return float(getattr(layer.lora_dropout[NAME], "p", 0.0))
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor that FSDP may have sharded."""
     tensor = tensor.detach()
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

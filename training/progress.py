@@ -7,13 +7,15 @@ checkpoint, an evaluation, the first compile) does not spoil the estimate of wha
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
 RECENT = 50
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Pace:
 
 
 class Sink(Protocol):
-    """Shows or keeps reports. What goes wrong in one is its own business: it never stops the run."""
+    """Shows or keeps reports. An OSError of one never stops the run or the others."""
 
     def step(self, report: StepReport, pace: Pace) -> None: ...
     def checkpoint(self, step: int, metrics: Mapping[str, float], seconds: float) -> None: ...
@@ -65,25 +67,32 @@ class Progress:
     sinks: Sequence[Sink] = ()
     peak_flops: float | None = None
     _recent: deque[StepReport] = field(default_factory=lambda: deque(maxlen=RECENT), init=False)
+    _failed: set[int] = field(default_factory=set, init=False)
 
     def step(self, report: StepReport) -> None:
         self._recent.append(report)
         pace = self.pace()
-        for sink in self.sinks:
-            sink.step(report, pace)
+        self._each(lambda sink: sink.step(report, pace))
 
     def checkpoint(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
         """A checkpoint was made, and evaluated in `seconds`."""
-        for sink in self.sinks:
-            sink.checkpoint(step, metrics, seconds)
+        self._each(lambda sink: sink.checkpoint(step, metrics, seconds))
 
     def note(self, text: str) -> None:
-        for sink in self.sinks:
-            sink.note(text)
+        self._each(lambda sink: sink.note(text))
 
     def close(self) -> None:
+        self._each(lambda sink: sink.close())
+
+    def _each(self, tell: Callable[[Sink], None]) -> None:
+        """A full disk or a closed terminal is warned of once a sink, and costs what the sink shows, not the run."""
         for sink in self.sinks:
-            sink.close()
+            try:
+                tell(sink)
+            except OSError as error:
+                if id(sink) not in self._failed:
+                    log.warning("%s cannot go on, the run does without it: %s", type(sink).__name__, error)
+                self._failed.add(id(sink))
 
     def pace(self) -> Pace:
         """Over the recent steps. There must have been one."""

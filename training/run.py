@@ -32,6 +32,7 @@ from training.data.report import BadSamples
 from training.distributed import World, join, spread
 from training.endpoint import Endpoint, EndpointConfig
 from training.errors import BadConfig, TrainingError
+from training.evaluate import write_report
 from training.export import export
 from training.flops import FlopMeter, peak_flops
 from training.job import TRAINS, Stage, TrainingJob, load
@@ -43,7 +44,7 @@ from training.override import recipe_of
 from training.peers import Peers
 from training.progress import Progress, Sink
 from training.recipe import Recipe
-from training.stage_folder import StageFolder, write_json
+from training.stage_folder import StageFolder
 from training.stopping import StopSignal
 from training.tensorboard import TensorBoard
 from training.watchdog import Watchdog, termination_message
@@ -100,6 +101,7 @@ def train(run: Run) -> Mapping[str, float]:
         held.callback(checkpoints.close)
         told = Told(world, progress)
         assembly = assemble(recipe, run.places, told)
+        assembly.examiner.beat = watchdog.beat
         loop = Loop(_machinery(run, assembly, told, Life(checkpoints, watchdog, stop)))
         if loop.resume():
             progress.note(f"goes on after step {loop.step} of {recipe.optimizer.steps}")
@@ -139,30 +141,35 @@ def _machinery(run: Run, assembly: Assembly, told: Told, life: Life) -> Machiner
     )
 
 
-def _evaluate(run: Run, assembly: Assembly, world: World, keep_features: bool) -> Mapping[str, float]:
+def _evaluate(run: Run, assembly: Assembly, world: World, keep_features: bool, step: int) -> Mapping[str, float]:
     if not run.recipe.checks:
         return {}
     with torch.autocast(world.device.type, torch.bfloat16, enabled=run.recipe.compute.precision == "bfloat16"):
         metrics = assembly.examiner(keep_features=keep_features)
     if world.rank == 0:
-        write_json(run.folder.evaluation, {"stage": run.recipe.stage, "metrics": metrics})
+        write_report(run.folder.evaluation, run.recipe.stage, step, metrics)
     return metrics
 
 
 def _export(run: Run, assembly: Assembly, world: World) -> None:
     """Writes model/ and adapter/. All processes take part where weights are sharded; the first one writes."""
-    model, recipe = assembly.objectives.model, run.recipe
+    model, recipe, writes = assembly.objectives.model, run.recipe, world.rank == 0
     learned = {part.split(".")[0] for part, share in recipe.learn.items() if share > 0}
-    tensors = lora.merged_state(model.llama) if {"llama", "projection"} & learned and model.llama is not None else None
+    tensors = lora.merged_state(there(model.llama, "llama")) if "llama" in learned else None
     if recipe.lora is not None and world.size == 1:
         _check_merge(assembly)
-    if world.rank == 0:
-        if recipe.lora is not None:
-            lora.save_adapter(there(model.llama, "llama"), run.folder.adapter)
-        dtype = torch.bfloat16
-        export(
-            model, run.places.base, run.folder.model, learned=learned, llama_tensors=tensors, dtype=dtype, name=run.name
-        )
+    if recipe.lora is not None:
+        lora.save_adapter(there(model.llama, "llama"), run.folder.adapter, write=writes)
+    export(
+        model,
+        run.places.base,
+        run.folder.model,
+        learned=learned,
+        llama_tensors=tensors,
+        dtype=torch.bfloat16,
+        name=run.name,
+        write=writes,
+    )
 
 
 def _check_merge(assembly: Assembly) -> None:
