@@ -122,6 +122,21 @@ def test_lora_is_merged_into_what_serving_loads_and_kept_as_an_adapter(folder: P
     assert QFormer.load(model).retrieval
 
 
+def test_sharded_weights_train_evaluate_and_export_like_whole_ones(folder: Path, tmp_path: Path) -> None:
+    losses = []
+    for strategy in ("ddp", "fsdp"):
+        (tmp_path / strategy).mkdir()
+        place = output(folder, tmp_path / strategy)
+        made = stage("align", learn={"projection": 1.0, "llama": 1.0}, checks=[{"data": "data", "limit": 8}])
+        made["parallelism"] = {"procsPerNode": 2, "strategy": strategy}
+        code, said = run(write_job(place, made), "align", place, processes=2)
+        assert code == 0, said
+        assert "caption/en.exact" in json.loads((place / "align" / "evaluation.json").read_text())["metrics"]
+        assert load_llama(place / "align" / "model").config.name == "ziya-test"
+        losses.append([one["losses"]["lm"] for one in read(place / "align" / "metrics.jsonl") if one["kind"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_the_log_has_every_step_with_its_losses_by_source(folder: Path, tmp_path: Path) -> None:
     place = output(folder, tmp_path)
     code, said = run(write_job(tmp_path, ALIGN), "align", place)
