@@ -65,7 +65,8 @@ def test_draws_follow_transformers_distribution(sampling: dict[str, Any]) -> Non
     assert chi < freedom + 4 * math.sqrt(2 * freedom) + 4  # beyond four deviations: it is another distribution
 
 
-@given(top_p=st.floats(0.01, 1.0), top_k=st.integers(0, 400), seed=st.integers(0, 1000), flat=st.floats(0.01, 3))
+# Above 0.999 the tail that is left out is smaller than what float32 sums lose, so any part of it is right.
+@given(top_p=st.floats(0.01, 0.999), top_k=st.integers(0, 400), seed=st.integers(0, 1000), flat=st.floats(0.01, 3))
 @settings(max_examples=60, deadline=None)
 def test_the_candidates_kept_are_transformers(top_p: float, top_k: int, seed: int, flat: float) -> None:
     """A vocabulary larger than the first candidates, from peaked to flat."""
