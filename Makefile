@@ -34,11 +34,12 @@ format: .venv/dev.stamp ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: .venv/dev.stamp .venv/protos.stamp ## measure the running system against the same modules called directly
+bench: .venv/dev.stamp .venv/protos.stamp ## measure the running system and training against their peers (an hour)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 tiny: .venv/dev.stamp .venv/protos.stamp ## train checkpoints/ziya-tiny again from data (hours; needs npm)
-	@$(BIN)/python -m training.tiny $(ARGS)
+	@$(BIN)/ziya train run deploy/samples/tiny.yaml
+	@$(BIN)/python -m training.tiny.ship
 
 protos: .venv/protos.stamp ## generate the gRPC code beside protos/*.proto
 

@@ -1,6 +1,6 @@
 """How often the answers are right, on an art style that was never trained on, asked through the running stack.
 
-    python -m benchmarks.answers [--packages build/tiny/packages/node_modules] [--checkpoint checkpoints/ziya-tiny]
+    python -m benchmarks.answers [--packages NODE_MODULES] [--checkpoint checkpoints/ziya-tiny]
 
 Every Fluent 3D picture is asked four questions over HTTP: its name and its category, in English and in Chinese,
 greedily. A name is right when it is exactly the CLDR short name, a category when it is exactly the group's name
@@ -25,7 +25,7 @@ from benchmarks.callers import Ask, HttpCaller
 from cli.stack import CHECKPOINT, Options, running_stack
 from training.tiny.emoji import EmojiData, Picture
 
-PACKAGES = Path("build/tiny/packages/node_modules")
+PACKAGES = Path("build/tiny/job/data/packages/node_modules")
 CLIENTS = 8
 QUESTIONS = {
     ("name", "en"): "What is this?",

@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig, Blip2VisionConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
@@ -28,12 +28,15 @@ CONTEXT = 512
 QUERIES = 32
 
 
-def build(folder: Path, seed: int = 0) -> Path:
-    """Writes the checkpoint to `folder` unless it is there already; returns the folder. Weights are bfloat16."""
+def build(folder: Path, seed: int = 0, *, retrieval: bool = False) -> Path:
+    """Writes the checkpoint to `folder` unless it is there already; returns the folder. The LLaMA is bfloat16.
+
+    With `retrieval` the Q-Former has the heads of the first stage, and reads texts with the LLaMA's tokenizer's words.
+    """
     if (folder / "config.json").is_file():
         return folder
     torch.manual_seed(seed)
-    vision, qformer, llama = _vision(), _qformer(), LlamaForCausalLM(_llama_config()).to(torch.bfloat16)
+    vision, qformer, llama = _vision(), _qformer(retrieval), LlamaForCausalLM(_llama_config()).to(torch.bfloat16)
     projection = nn.Linear(384, llama.config.hidden_size)
     tensors = {name: tensor for name, tensor in llama.state_dict().items() if name != "lm_head.weight"}
     save_checkpoint(
@@ -45,10 +48,13 @@ def build(folder: Path, seed: int = 0) -> Path:
             qformer_width=384,
             llm_width=llama.config.hidden_size,
             context_length=CONTEXT,
+            retrieval=retrieval,
             generation=GenerationDefaults(temperature=0.0),
         ),
         vision=VisionPart(vision.config.to_dict(), vision.state_dict(), Preprocessing(224)),
-        qformer=QFormerPart(qformer.config.to_dict(), qformer.state_dict()),
+        qformer=QFormerPart(
+            qformer.config.to_dict(), qformer.state_dict(), _captions(seed).to_str() if retrieval else None
+        ),
         llama=LlamaPart(
             llama.config.to_dict(),
             tensors,
@@ -72,15 +78,20 @@ def _vision() -> Blip2VisionModel:
     return Blip2VisionModel(config)
 
 
-def _qformer() -> QFormerModule:
+def _qformer(retrieval: bool) -> QFormerModule:
     config = Blip2QFormerConfig(
+        vocab_size=VOCABULARY,
         hidden_size=384,
         intermediate_size=1536,
         num_hidden_layers=6,
         num_attention_heads=6,
         encoder_hidden_size=384,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        use_qformer_text_input=retrieval,
+        image_text_hidden_size=256,
     )
-    module = QFormerModule(config, queries=QUERIES, retrieval=False)
+    module = QFormerModule(config, queries=QUERIES, retrieval=retrieval)
     nn.init.normal_(module.query_tokens, std=0.5)
     return module
 
@@ -103,21 +114,36 @@ def _llama_config() -> LlamaConfig:
 
 def _tokenizer(seed: int) -> Tokenizer:
     """A byte-level BPE over invented words in two scripts, filled up to the vocabulary's size."""
+    tokenizer = _byte_pairs(seed, VOCABULARY - 2, ["<unk>", "<s>", "</s>"])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<human>", "<bot>")])
+    missing = range(tokenizer.get_vocab_size(), VOCABULARY)
+    tokenizer.add_tokens([AddedToken(f"<extra_{number}>") for number in missing])
+    return tokenizer
+
+
+def _captions(seed: int) -> Tokenizer:
+    """The Q-Former's: the same words between its own marks."""
+    tokenizer = _byte_pairs(seed, VOCABULARY, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def _byte_pairs(seed: int, vocabulary: int, special: list[str]) -> Tokenizer:
     draw = random.Random(seed)
     latin = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20000)]
     chinese = ["".join(chr(draw.randint(0x4E00, 0x6FFF)) for _ in range(draw.randint(1, 3))) for _ in range(20000)]
     words = latin + chinese
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>" if "<unk>" in special else "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 2,
-        special_tokens=["<unk>", "<s>", "</s>"],
+        vocab_size=vocabulary,
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator((" ".join(words[i : i + 50]) for i in range(0, len(words), 50)), trainer)
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<human>", "<bot>")])
-    missing = range(tokenizer.get_vocab_size(), VOCABULARY)
-    tokenizer.add_tokens([AddedToken(f"<extra_{number}>") for number in missing])
     return tokenizer

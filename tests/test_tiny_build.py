@@ -24,7 +24,7 @@ GROUPS = tuple(GROUPS_ZH)
 COUNT = 40
 SMALL = Shape(16, 8, 16, 2, 1, 1, 2, caption_vocabulary=120, joint_width=8, llama_layers=1, llama_vocabulary=900)
 SVG = '<path fill="#0a0" d="M0 0h8v16H0z"/>'
-DATASETS = ("pictures-train", "pictures-check", "pictures-test", "pairs-train", "words-train")
+DATASETS = ("pictures-train", "pictures-check", "pictures-test", "pictures-unseen", "pairs-train", "words-train")
 PICTURE_SOURCES = (
     Source("", "caption", field="caption", templates="name"),
     Source("", "classify", field="other", templates="other"),
@@ -143,7 +143,9 @@ def test_old_names_go_to_one_concept_each(packages: Path) -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("dataset", ["pictures-train", "pictures-check", "pictures-test", "pairs-train", "words-train"])
+@pytest.mark.parametrize(
+    "dataset", ["pictures-train", "pictures-check", "pictures-test", "pictures-unseen", "pairs-train", "words-train"]
+)
 def test_every_record_answers_every_source(built: Path, dataset: str, language: str) -> None:
     sources = {"pairs-train": PAIR_SOURCES, "words-train": (Source("", "dialogue"),)}.get(dataset, PICTURE_SOURCES)
     opened = Dataset.open(str(built / dataset))
@@ -160,8 +162,11 @@ def test_pictures_keep_their_transparency_and_the_test_its_files(packages: Path,
         assert (image.format, image.mode, image.size) == ("PNG", "RGBA", (64, 64))
         assert image.getchannel("A").getpixel((2, 2)) == (128 if record.fields["style"] == "noto" else 255)
     tested = [(record.fields, images[0]) for record, images in samples(built / "pictures-test")]
-    assert len(tested) == COUNT
-    assert sum(not fields["seen"] for fields, _ in tested) == COUNT // 10
+    unseen = [record.fields for record, _ in samples(built / "pictures-unseen")]
+    assert len(tested) == COUNT - COUNT // 10
+    assert len(unseen) == COUNT // 10
+    assert all(fields["seen"] for fields, _ in tested)
+    assert not any(fields["seen"] for fields in unseen)
     file = packages / "@lobehub/fluent-emoji-3d/assets/1f400.webp"
     assert tested[0][1] == file.read_bytes()
 

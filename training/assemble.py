@@ -84,7 +84,7 @@ def assemble(recipe: Recipe, places: Places, told: Told) -> Assembly:
     objectives = Objectives(model, recipe, {name: len(classes) for name, classes in label_classes.items()})
     groups = learnable(objectives, recipe)
     objectives.to(told.world.device)
-    text = _Text.of(recipe, places.base, model.config)
+    text = _Text.of(recipe, places.base)
     sources = [datasets[source.data] for source in recipe.data]
     readers = Readers(
         datasets=sources,
@@ -95,17 +95,16 @@ def assemble(recipe: Recipe, places: Places, told: Told) -> Assembly:
         reads_instruction=model.config.qformer_reads_instruction,
         label_classes=label_classes or None,
     )
-    examiner = Examiner(
-        model,
-        recipe.checks,
-        datasets,
-        told.world,
-        tokenizer=text.tokenizer,
-        encoder=text.encoder,
-        captioner=text.captioner,
-    )
+    examines = _examiner(recipe, model, datasets, told.world, text)
     mixture = Mixture.over(recipe.data, sources, recipe.seed)
-    return Assembly(recipe, model.config, objectives, groups, mixture, Collator(recipe, readers), examiner)
+    return Assembly(recipe, model.config, objectives, groups, mixture, Collator(recipe, readers), examines)
+
+
+def examiner(recipe: Recipe, places: Places, world: World) -> Examiner:
+    """What examines the checkpoint itself, which nothing trains. Raises BadConfig, BadData, CheckpointError."""
+    datasets = {name: places.dataset(name) for name in dict.fromkeys(check.data for check in recipe.checks)}
+    model = VisualLanguageModel.load(places.base, parts=_parts(recipe)).to(world.device)
+    return _examiner(recipe, model, datasets, world, _Text.of(recipe, places.base))
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,8 @@ class _Text:
     captioner: Captioner | None
 
     @classmethod
-    def of(cls, recipe: Recipe, base: Path, config: CheckpointConfig) -> _Text:
+    def of(cls, recipe: Recipe, base: Path) -> _Text:
+        config = read_config(base)
         asks = any(check.kind == "answers" for check in recipe.checks)
         tokenizer = encoder = captioner = None
         if asks or "lm" in recipe.losses:
@@ -128,9 +128,23 @@ class _Text:
         return cls(tokenizer, encoder, captioner)
 
 
+def _examiner(
+    recipe: Recipe, model: VisualLanguageModel, datasets: Mapping[str, Dataset], world: World, text: _Text
+) -> Examiner:
+    return Examiner(
+        model,
+        recipe.checks,
+        datasets,
+        world,
+        tokenizer=text.tokenizer,
+        encoder=text.encoder,
+        captioner=text.captioner,
+    )
+
+
 def _parts(recipe: Recipe) -> frozenset[str]:
     """What the losses run through, what makes the caches, and what the checks ask."""
-    parts = set(parts_of(recipe))
+    parts = set(parts_of(recipe)) if recipe.losses else set()
     if recipe.images.cache != "none":
         parts |= {"vision"} if recipe.images.cache == "features" else {"vision", "qformer"}
     for check in recipe.checks:

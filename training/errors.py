@@ -3,6 +3,7 @@
     TrainingError                1   a run went wrong; trying again may help
     ├── BadConfig               42   the job or recipe is wrong: no retry
     ├── BadData                 42   the data is wrong, or too much of it is: no retry
+    ├── GateFailed              42   the stage's model is not good enough for what comes after: no retry
     ├── FeatureMismatch         42   cached features were made by other weights or another preprocessing
     ├── NonFinite                1   a loss or gradient is NaN or infinite
     ├── Fenced                   1   a newer attempt of the same stage has started: this one may not publish
@@ -39,6 +40,12 @@ class BadData(TrainingError):
 
 class FeatureMismatch(TrainingError):
     """A feature cache that belongs to other weights, another preprocessing or other data."""
+
+    exit_code = EXIT_BAD_CONFIG
+
+
+class GateFailed(TrainingError):
+    """A metric of the stage's evaluation is below what its gate asks for."""
 
     exit_code = EXIT_BAD_CONFIG
 

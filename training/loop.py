@@ -110,8 +110,9 @@ class Loop:
 
     def run(self, data: Iterator[StepData]) -> Mapping[str, float]:
         """All steps that are left. Raises Stopped after the checkpoint of a SIGTERM, NonFinite, BadData."""
-        metrics: Mapping[str, float] = {}
         steps = self.m.recipe.optimizer.steps
+        # A run that was killed between its last step and its end still owes the evaluation.
+        metrics = self._check() if self.step >= steps else {}
         while self.step < steps:
             started = time.perf_counter()
             self.m.watchdog.beat(f"waiting for the data of step {self.step + 1}")

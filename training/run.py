@@ -32,9 +32,11 @@ from training.data.report import BadSamples
 from training.distributed import World, join, spread
 from training.endpoint import Endpoint, EndpointConfig
 from training.errors import BadConfig, TrainingError
+from training.eval_stage import examine
 from training.evaluate import write_report
 from training.export import export
 from training.flops import FlopMeter, peak_flops
+from training.gate import Gate, enforce
 from training.job import TRAINS, Stage, TrainingJob, load
 from training.json_log import JsonLog
 from training.loop import Loop, Machinery
@@ -56,13 +58,17 @@ MERGE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe, where it reads and writes, and which attempt it is; `name` is put into the exported checkpoint."""
+    """A recipe, where it reads and writes, and which attempt it is; `name` is put into the exported checkpoint.
+
+    With a `gate` the run fails after its export where the last evaluation does not reach it.
+    """
 
     recipe: Recipe
     places: Places
     folder: StageFolder
     attempt: int
     name: str | None = None
+    gate: Gate | None = None
 
 
 class Life(NamedTuple):
@@ -76,7 +82,7 @@ class Life(NamedTuple):
 def train(run: Run) -> Mapping[str, float]:
     """Trains to the end, exports, and returns the metrics of the last evaluation; goes on from a checkpoint if any.
 
-    Raises TrainingError (Stopped after SIGTERM) or CheckpointError.
+    Raises TrainingError (Stopped after SIGTERM, GateFailed) or CheckpointError.
     """
     began, recipe = time.monotonic(), run.recipe
     words = partial(_last_words, run)
@@ -112,6 +118,8 @@ def train(run: Run) -> Mapping[str, float]:
         _export(run, assembly, world)
         if world.rank == 0:
             loop.m.bad.write(run.folder.bad_samples)
+        enforce(run.gate, metrics)
+        if world.rank == 0:
             _finish(run, metrics, time.monotonic() - began)
         world.barrier()
     return metrics
@@ -215,17 +223,20 @@ def _leave(folder: StageFolder, attempt: int, code: int, reason: str) -> None:
 
 
 def run_of(job: TrainingJob, stage: Stage, output: Path, attempt: int) -> Run:
-    """What a stage of a job asks for. It starts from the model of the last stage before it that left one."""
-    if stage.type not in TRAINS:
-        raise BadConfig(f"stage {stage.name!r} is of type {stage.type!r}, which does not train")
-    base = _resolve(job.spec.model.checkpoint, output)
-    for before in job.spec.stages:
-        if before.name == stage.name:
-            break
-        if before.type in TRAINS:
-            base = StageFolder(output / before.name).model
+    """What a stage of a job asks for."""
+    if stage.type not in TRAINS and stage.type != "eval":
+        raise BadConfig(f"stage {stage.name!r} is of type {stage.type!r}, which neither trains nor evaluates")
     recipe = replace(recipe_of(stage), stage=stage.name)
-    return Run(recipe, Places(base, output, output / "cache"), StageFolder(output / stage.name), attempt)
+    places = Places(_base(job, stage, output), output, output / "cache")
+    return Run(recipe, places, StageFolder(output / stage.name), attempt, gate=stage.gate)
+
+
+def _base(job: TrainingJob, stage: Stage, output: Path) -> Path:
+    """The model of the last stage that trains among those it needs, else among those before it, else the job's."""
+    names = [one.name for one in job.spec.stages]
+    before = [one for one in job.spec.stages[: names.index(stage.name)] if one.type in TRAINS]
+    needed = [one for one in before if one.name in stage.needs] or before
+    return StageFolder(output / needed[-1].name).model if needed else _resolve(job.spec.model.checkpoint, output)
 
 
 def _resolve(checkpoint: str, output: Path) -> Path:
@@ -238,7 +249,11 @@ def attempt_stage(job_file: Path, stage: str, output: Path, attempt: int) -> int
     folder = StageFolder(output / stage)
     try:
         job = load(job_file)
-        train(run_of(job, job.stage(stage), output, attempt))
+        run = run_of(job, job.stage(stage), output, attempt)
+        if job.stage(stage).type == "eval":
+            examine(run.recipe, run.places, run.folder, attempt=attempt, gate=run.gate)
+        else:
+            train(run)
         return 0
     except CheckpointError as error:
         code, reason = BadConfig.exit_code, str(error)

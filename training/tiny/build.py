@@ -2,7 +2,8 @@
 
     pictures-train   the training styles, drawn at 64 px with their transparency, which augmentation fills
     pictures-check   EmojiOne's drawings of 150 seen concepts: known things drawn anew; choices are made on these
-    pictures-test    Fluent 3D, a style that is never trained on, as its files are
+    pictures-test    Fluent 3D, a style that is never trained on, as its files are: the things that are trained on
+    pictures-unseen  Fluent 3D's drawings of things that no training set has
     pairs-train      records with two training drawings
     words-train      dialogues without a picture
     initial          random weights and the tokenizers
@@ -33,7 +34,7 @@ PAIRS = 4000
 def build(
     folder: Path,
     *,
-    packages: Path | None = None,
+    packages: str | Path | None = None,
     seed: int,
     pairs: int = PAIRS,
     shape: Shape | None = None,
@@ -42,11 +43,13 @@ def build(
 
     Raises FileNotFoundError when a package or npm is missing.
     """
-    data = EmojiData(packages if packages is not None else install(folder / "packages"))
+    data = EmojiData(Path(packages) if packages is not None else install(folder / "packages"))
     split, scene = data.split(), Scene([concept for concept in data.concepts if concept.seen])
     _write_pictures(folder / "pictures-train", split.train, scene, seed, PICTURE_PX)
     _write_pictures(folder / "pictures-check", split.check, scene, seed, CHECK_PX)
-    _write_pictures(folder / "pictures-test", data.test_pictures(), scene, seed, None)
+    for name, seen in (("pictures-test", True), ("pictures-unseen", False)):
+        drawn = [picture for picture in data.test_pictures() if picture.concept.seen is seen]
+        _write_pictures(folder / name, drawn, scene, seed, None)
     _write(folder / "pairs-train", _pairs(split, pairs, random.Random(f"{seed}/pairs")))
     words = word_fields(scene, random.Random(f"{seed}/words"))
     _write(folder / "words-train", ((fields, []) for fields in words))

@@ -31,10 +31,8 @@ GROUPS_ZH = {
     "Flags": "旗帜",
     "Component": "组件",
 }
-TRAIN_STYLES = ("noto", "twemoji", "openmoji", "noto-v1", "emojione")
-# More styles of the staged recipe. EmojiOne 1 is the forerunner of EmojiOne 2, so a concept that is held out in the
-# one is not trained on in the other.
-MORE_STYLES = ("emojione-v1", "fxemoji")
+TRAIN_STYLES = ("noto", "twemoji", "openmoji", "noto-v1", "emojione", "emojione-v1", "fxemoji")
+# EmojiOne 1 is the forerunner of EmojiOne 2: a concept that is held out in the one is not trained on in the other.
 CHECK_STYLE, CHECK_RELATED = "emojione", "emojione-v1"
 CHECK_CONCEPTS = 150
 CHECK_SEED = 20231024
@@ -116,14 +114,9 @@ class EmojiData:
         """All drawings in `style`, in the order of the concepts."""
         return tuple(_PICTURES[style](self))
 
-    def training_pictures(self) -> tuple[Picture, ...]:
-        """Drawings of seen concepts in the training styles."""
-        every = (picture for style in TRAIN_STYLES for picture in self.pictures(style))
-        return tuple(picture for picture in every if picture.concept.seen)
-
     def split(self) -> Split:
         """Every training style without what is held out; a style that is not installed is an error."""
-        every = [picture for style in (*TRAIN_STYLES, *MORE_STYLES) for picture in self.pictures(style)]
+        every = [picture for style in TRAIN_STYLES for picture in self.pictures(style)]
         seen = [picture for picture in every if picture.concept.seen]
         known = [picture.concept.index for picture in seen if picture.style == CHECK_STYLE]
         # Always some of the style are left to train on: only a fake of the packages has so few.

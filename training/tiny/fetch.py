@@ -1,15 +1,13 @@
-"""Step `fetch`: the npm packages with the names and drawings, in the exact versions of package.json.
+"""The npm packages with the names and drawings, in the exact versions of package.json.
 
 Needs `npm`. No package runs a script of its own. A folder that has the packages already is left alone.
 """
 
+import argparse
 import json
 import shutil
 import subprocess
 from pathlib import Path
-
-from training.tiny.emoji import EmojiData
-from training.tiny.recipe import Recipe
 
 MANIFEST = Path(__file__).with_name("package.json")
 OPTIONS = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock")
@@ -28,13 +26,6 @@ def install(folder: Path) -> Path:
     return modules
 
 
-def fetch(data: EmojiData, recipe: Recipe) -> None:
-    if data.node_modules == recipe.places.packages / "node_modules":
-        install(recipe.places.packages)
-    elif not (data.node_modules / "emoji-datasource" / "emoji.json").is_file():
-        raise FileNotFoundError(f"{data.node_modules} does not hold the packages of {MANIFEST.name}")
-
-
 def _complete(modules: Path) -> bool:
     wanted: dict[str, str] = json.loads(MANIFEST.read_text("utf-8"))["dependencies"]
     return all(_version(modules / name / "package.json") == version for name, version in wanted.items())
@@ -47,8 +38,18 @@ def _version(manifest: Path) -> str | None:
 def _npm_install(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise FileNotFoundError("npm is not installed; install Node.js, or name a folder with --packages")
+        raise FileNotFoundError("npm is not installed: install Node.js, or give a folder with the packages")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(MANIFEST, folder / MANIFEST.name)
     print("npm install (0.5 GB on disk, once)", flush=True)
     subprocess.run([npm, "install", *OPTIONS], cwd=folder, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.tiny.fetch", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/tiny/job/data/packages"))
+    install(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

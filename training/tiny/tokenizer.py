@@ -1,4 +1,4 @@
-"""Step `tokenizer`: LLaMA's kind of tokenizer for the names and questions of this data.
+"""LLaMA's kind of tokenizer for the names and questions of this data.
 
 SentencePiece BPE with byte fallback, in its own file format and as a `tokenizer.json` with the same ids.
 The turn markers, ":" and the line end are whole symbols, so a text splits at them and its parts can be
@@ -6,16 +6,13 @@ tokenised together or one by one with the same result: generated answers equal r
 """
 
 import io
-import json
-from pathlib import Path
 from typing import Any
 
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
 from training.tiny import questions
-from training.tiny.emoji import Concept, EmojiData
-from training.tiny.recipe import Recipe
+from training.tiny.emoji import Concept
 
 SPACE = "▁"
 SPECIAL = ("<unk>", "<s>", "</s>", "<human>", "<bot>")
@@ -88,21 +85,3 @@ def _merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
         known = [(left, right) for left, right in cuts if left in vocabulary and right in vocabulary]
         merges += sorted(known, key=lambda cut: (vocabulary[cut[0]], vocabulary[cut[1]]))
     return merges
-
-
-def train(data: EmojiData, recipe: Recipe) -> None:
-    folder = recipe.places.build
-    if (folder / "tokenizer.json").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    seen = [concept for concept in data.concepts if concept.seen]
-    model = train_sentencepiece(corpus(seen), recipe.language.vocabulary)
-    (folder / "tokenizer.model").write_bytes(model)
-    tokenizer = convert(model)
-    text = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)
-    (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
-    print(f"tokenizer: {tokenizer.get_vocab_size()} tokens", flush=True)
-
-
-def load(folder: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))

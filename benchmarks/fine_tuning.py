@@ -1,0 +1,155 @@
+"""`align` and `instruct` against transformers' BLIP-2 with Trainer and peft: useful tokens per second, rung by rung.
+
+    python -m benchmarks.fine_tuning [--steps 12] [--batch 16] [--rounds 2]
+
+Both sides start from the same random weights (benchmarks/random_checkpoint.py), see the same samples in the same order,
+train in float32 on the same threads, and have to arrive at the same losses. A useful token is a real text or visual
+position: padding does not count, so a second is worth the same number of them on both sides. The rungs add one
+thing after another to this project's run:
+
+    padded      one sample a row, as the peer does; but logits only where a token is learnt
+    packed      several samples in a row that do not see one another
+    compiled    torch.compile on every layer
+    cached      the frozen ViT's features come from disk; computing them once is told apart
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, random_checkpoint, training_data, training_job
+from benchmarks.hf_trainer import STEPS
+from benchmarks.training_job import FOLDER
+from ziya.model.export import export
+
+PEER = "transformers + Trainer + peft"
+OPTIMIZER = {"accumulate": 1, "rate": 1e-4, "finalRate": 1e-5, "warmupSteps": 2}
+WARM = 2
+RUNGS: dict[str, dict[str, Any]] = {
+    "padded": {"text": {"layout": "pad"}},
+    "packed": {"text": {"layout": "pack"}},
+    "packed, compiled": {"text": {"layout": "pack"}, "compute": {"compile": True}},
+    "packed, cached features": {"text": {"layout": "pack"}, "images": {"cache": "features"}},
+    "padded, cached features": {"text": {"layout": "pad"}, "images": {"cache": "features"}},
+}
+STAGES: dict[str, dict[str, Any]] = {
+    "align": {
+        "data": [
+            {"data": training_data.CAPTIONS, "task": "caption", "language": "en"},
+            {"data": training_data.CAPTIONS, "task": "caption", "language": "zh"},
+        ],
+        "learn": {"qformer": 1.0, "projection": 1.0},
+    },
+    "instruct": {
+        "data": [{"data": training_data.INSTRUCTIONS, "task": "dialogue"}],
+        "learn": {"qformer": 1.0, "projection": 1.0, "llama": 10.0},
+        "lora": {"rank": 16, "alpha": 32, "dropout": 0.0},
+    },
+}
+
+
+@dataclass
+class Measured:
+    """Loss of every step, and seconds of every step of every round after the warm ones."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    useful: list[int] = field(default_factory=list)
+
+    @property
+    def step(self) -> float:
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Setting:
+    steps: int
+    batch: int
+    row: int
+
+
+def job(folder: Path, stage: str, how: Setting, rung: Mapping[str, Any]) -> Path:
+    """A job of one stage. Rates are high enough for the losses to move."""
+    fixed = STAGES[stage]
+    train: dict[str, Any] = {
+        **{key: value for key, value in fixed.items() if key != "data"},
+        "optimizer": {**OPTIMIZER, "steps": how.steps, "batch": how.batch},
+        "text": {"rowPositions": how.row, **rung.get("text", {})},
+        "images": {"augment": "none", **rung.get("images", {})},
+        "compute": {"precision": "float32", "workers": 1, "checkpointActivations": False, **rung.get("compute", {})},
+    }
+    data = [{**one, "data": training_data.build(FOLDER, one["data"], how.steps * how.batch)} for one in fixed["data"]]
+    return training_job.write(folder, stage, checkpoint=FOLDER / "checkpoint", data=data, train=train)
+
+
+def ours(stage: str, name: str, how: Setting, number: int, into: Measured) -> None:
+    folder = FOLDER / f"{stage}-{name.replace(', ', '-').replace(' ', '-')}-{number}"
+    path = job(folder, stage, how, RUNGS[name])
+    training_job.run(training_job.arguments(path, stage, folder))
+    steps = training_job.steps(folder / stage)
+    into.losses = [line["losses"]["lm"] for line in steps]
+    into.useful = [line["useful_tokens"] for line in steps]
+    into.seconds += [line["seconds"] for line in steps][WARM:]
+
+
+def peer(stage: str, how: Setting, number: int, into: Measured) -> None:
+    folder = FOLDER / f"{stage}-peer-{number}"
+    path = job(folder, stage, how, RUNGS["padded"])
+    place = ["--stage", stage, "--model", str(FOLDER / "hf"), "--output", str(folder)]
+    training_job.run(["benchmarks.hf_trainer", str(path), *place])
+    steps = [json.loads(line) for line in (folder / stage / STEPS).read_text().splitlines()]
+    into.losses = [line["loss"] for line in steps]
+    into.seconds += [line["seconds"] for line in steps][WARM:]
+
+
+def report(stage: str, measured: Mapping[str, Measured]) -> str:
+    theirs = measured[PEER]
+    useful = statistics.mean(measured["padded"].useful[WARM:])
+    rows = []
+    for name, one in measured.items():
+        differs = max(abs(a - b) / b for a, b in zip(one.losses, theirs.losses, strict=True))
+        rate, ratio = useful / one.step, theirs.step / one.step
+        rows.append([name, f"{one.step:.2f}", f"{rate:.0f}", f"{ratio:.2f}x", f"{differs:.1e}" if differs else "-"])
+    head = [
+        f"{stage}",
+        "s a step, median",
+        "useful tokens/s",
+        "against the peer",
+        "relative difference of losses",
+    ]
+    return machine.table(head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=list(STAGES))
+    parser.add_argument("--rungs", nargs="*", default=list(RUNGS), choices=list(RUNGS))
+    how = parser.parse_args()
+    print(machine.describe(), flush=True)
+    random_checkpoint.build(FOLDER / "checkpoint")
+    if not (FOLDER / "hf").exists():
+        export(FOLDER / "checkpoint", FOLDER / "hf")
+    for stage in how.stages:
+        setting = Setting(how.steps, how.batch, 256 if stage == "align" else 512)
+        measured = {name: Measured() for name in (PEER, *how.rungs)}
+        for _ in range(how.rounds):
+            number = training_job.fresh(f"{stage}-")
+            for name, into in measured.items():
+                if name in RUNGS:
+                    ours(stage, name, setting, number, into)
+                else:
+                    peer(stage, setting, number, into)
+        print(f"\n{report(stage, measured)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
