@@ -1,6 +1,6 @@
 """`align` and `instruct` against transformers' BLIP-2 with Trainer and peft: useful tokens per second, rung by rung.
 
-    python -m benchmarks.fine_tuning [--steps 12] [--batch 16] [--rounds 2]
+    python -m benchmarks.fine_tuning [--steps 12] [--batch 16] [--rounds 2] [--checkpoint DIR]
 
 Both sides start from the same random weights (benchmarks/random_checkpoint.py), see the same samples in the same order,
 train in float32 on the same threads, and have to arrive at the same losses. A useful token is a real text or visual
@@ -10,7 +10,7 @@ thing after another to this project's run:
     padded      one sample a row, as the peer does; but logits only where a token is learnt
     packed      several samples in a row that do not see one another
     compiled    torch.compile on every layer
-    cached      the frozen ViT's features come from disk; computing them once is told apart
+    cached      the frozen ViT's features come from disk; computing them once is not part of a step
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks import machine, random_checkpoint, training_data, training_job
 from benchmarks.hf_trainer import STEPS
 from benchmarks.training_job import FOLDER
+from ziya.checkpoint import read_config
 from ziya.model.export import export
 
 PEER = "transformers + Trainer + peft"
@@ -34,9 +35,8 @@ WARM = 2
 RUNGS: dict[str, dict[str, Any]] = {
     "padded": {"text": {"layout": "pad"}},
     "packed": {"text": {"layout": "pack"}},
-    "packed, compiled": {"text": {"layout": "pack"}, "compute": {"compile": True}},
-    "packed, cached features": {"text": {"layout": "pack"}, "images": {"cache": "features"}},
-    "padded, cached features": {"text": {"layout": "pad"}, "images": {"cache": "features"}},
+    "compiled": {"text": {"layout": "pack"}, "compute": {"compile": True}},
+    "cached": {"text": {"layout": "pack"}, "compute": {"compile": True}, "images": {"cache": "features"}},
 }
 STAGES: dict[str, dict[str, Any]] = {
     "align": {
@@ -72,6 +72,8 @@ class Setting:
     steps: int
     batch: int
     row: int
+    checkpoint: Path
+    peer: Path
 
 
 def job(folder: Path, stage: str, how: Setting, rung: Mapping[str, Any]) -> Path:
@@ -85,7 +87,7 @@ def job(folder: Path, stage: str, how: Setting, rung: Mapping[str, Any]) -> Path
         "compute": {"precision": "float32", "workers": 1, "checkpointActivations": False, **rung.get("compute", {})},
     }
     data = [{**one, "data": training_data.build(FOLDER, one["data"], how.steps * how.batch)} for one in fixed["data"]]
-    return training_job.write(folder, stage, checkpoint=FOLDER / "checkpoint", data=data, train=train)
+    return training_job.write(folder, stage, checkpoint=how.checkpoint, data=data, train=train)
 
 
 def ours(stage: str, name: str, how: Setting, number: int, into: Measured) -> None:
@@ -101,7 +103,7 @@ def ours(stage: str, name: str, how: Setting, number: int, into: Measured) -> No
 def peer(stage: str, how: Setting, number: int, into: Measured) -> None:
     folder = FOLDER / f"{stage}-peer-{number}"
     path = job(folder, stage, how, RUNGS["padded"])
-    place = ["--stage", stage, "--model", str(FOLDER / "hf"), "--output", str(folder)]
+    place = ["--stage", stage, "--model", str(how.peer), "--output", str(folder)]
     training_job.run(["benchmarks.hf_trainer", str(path), *place])
     steps = [json.loads(line) for line in (folder / stage / STEPS).read_text().splitlines()]
     into.losses = [line["loss"] for line in steps]
@@ -130,16 +132,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--checkpoint", type=Path, help="instead of the random one with a LLaMA of 110M parameters")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=list(STAGES))
     parser.add_argument("--rungs", nargs="*", default=list(RUNGS), choices=list(RUNGS))
     how = parser.parse_args()
     print(machine.describe(), flush=True)
-    random_checkpoint.build(FOLDER / "checkpoint")
-    if not (FOLDER / "hf").exists():
-        export(FOLDER / "checkpoint", FOLDER / "hf")
+    checkpoint = how.checkpoint or random_checkpoint.build(FOLDER / "checkpoint")
+    peer_checkpoint = FOLDER / f"hf-{read_config(checkpoint).name}"
+    if not peer_checkpoint.exists():
+        export(checkpoint, peer_checkpoint)
     for stage in how.stages:
-        setting = Setting(how.steps, how.batch, 256 if stage == "align" else 512)
+        row = 256 if stage == "align" else 512
+        setting = Setting(how.steps, how.batch, row, checkpoint, peer_checkpoint)
         measured = {name: Measured() for name in (PEER, *how.rungs)}
         for _ in range(how.rounds):
             number = training_job.fresh(f"{stage}-")

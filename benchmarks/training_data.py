@@ -1,5 +1,8 @@
 """Pictures with bilingual captions, questions and dialogues to measure training on: random, but of likely lengths.
 
+English words have two letters and so about a token each; Chinese characters are those that the random checkpoint's
+tokenizer was trained on.
+
 Captions have 6 to 25 words. Of the instructions, half are answered by a few words (as in VQA), a quarter by a
 sentence or two, and a quarter are dialogues of up to four turns with answers of 20 to 80 words (as in LLaVA's data).
 A text of this data means nothing; a figure that depends on lengths depends on these.
@@ -59,7 +62,7 @@ def _instructed(draw: random.Random) -> dict[str, Any]:
 
 def _english(draw: random.Random, low: int, high: int) -> str:
     letters = "abcdefghijklmnopqrstuvwxyz"
-    return " ".join("".join(draw.choices(letters, k=draw.randint(2, 5))) for _ in range(draw.randint(low, high)))
+    return " ".join("".join(draw.choices(letters, k=2)) for _ in range(draw.randint(low, high)))
 
 
 def _chinese(draw: random.Random, low: int, high: int) -> str:

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from tests.tiny import llama_config, llama_tokenizer
 from training.data.batch import TEXT, Rows
 from training.data.record import Conversation
-from training.data.rows import Encoder, Piece, Placed, attention, bucketed, layout, packed, useful_share
+from training.data.rows import Encoder, Piece, Placed, attention, bucketed, evenly_packed, layout, packed, useful_share
 from training.errors import BadSample
 from training.recipe import Text
 from ziya.checkpoint import PromptTemplate
@@ -242,6 +242,21 @@ def test_rows_are_filled_from_the_longest_and_trimmed() -> None:
     assert layout([], text, QUERIES).ids_RT.shape == (0, 0)
     with pytest.raises(ValueError, match="a piece of 65 positions does not fit in a row of 64"):
         layout(pieces([65]), text, QUERIES)
+
+
+def test_rows_are_no_wider_than_their_number_asks_for() -> None:
+    lengths = [50] * 10  # two rows of 400 would be 400 and 100; evenly they are 250 and 250
+    assert [sum(lengths[number] for number in row) for row in packed(lengths, 400)] == [400, 100]
+    assert layout(pieces(lengths), Text(layout="pack", row_positions=400), QUERIES).ids_RT.shape == (2, 256)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=40), st.integers(40, 200))
+def test_even_rows_hold_all_and_are_as_few(lengths: list[int], room: int) -> None:
+    rows = evenly_packed(lengths, room)
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    assert len(rows) == len(packed(lengths, room))
+    assert all(sum(lengths[number] for number in row) <= room for row in rows)
 
 
 def test_the_same_pieces_make_the_same_rows() -> None:

@@ -3,16 +3,19 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from training.tiny import examples, questions
+from training.stage_folder import StageFolder, write_json
+from training.tiny import examples, questions, ship
 from training.tiny.emoji import GROUPS_ZH, TEST_STYLE, TRAIN_STYLES, EmojiData
 from training.tiny.pictures import as_png
 from training.tiny.tokenizer import convert, corpus, train_sentencepiece
+from ziya.checkpoint import read_config
 
 GROUPS = tuple(GROUPS_ZH)
 FLAG = 0x1F1E8
@@ -142,3 +145,50 @@ def test_examples_are_small_and_say_whether_they_were_seen(data: EmojiData, tmp_
 def test_concepts_are_values(data: EmojiData) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         data.concepts[0].seen = False  # type: ignore[misc]
+
+
+def finished(job: Path, model: Path) -> None:
+    """What a job leaves that `ship` reads: evaluations, and the last stage's model."""
+    for number, stage in enumerate(ship.STAGES):
+        metrics = {"caption/en.exact": 0.125 * number, "retrieval/zh.itc_i2t_r1": 0.5}
+        write_json(StageFolder(job / f"{stage}-test").evaluation, {"metrics": metrics if number else {}})
+    shutil.copytree(model, StageFolder(job / ship.LAST).model)
+    StageFolder(job / ship.LAST).finish({})
+
+
+def test_shipping_puts_the_job_s_model_and_figures_into_one_folder(
+    packages: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    finished(tmp_path / "job", tiny_checkpoint)
+    size = ship.ship(tmp_path / "job", tmp_path / "shipped", packages)
+    shipped = tmp_path / "shipped"
+    assert read_config(shipped) == read_config(tiny_checkpoint)
+    assert size == sum(path.stat().st_size for path in shipped.rglob("*") if path.is_file())
+    card = (shipped / "README.md").read_text("utf-8")
+    assert "| exact name, English |  | 12.5% | 25.0% | 37.5% |" in card
+    assert "| picture to name, ITC, Chinese |  | 50.0% | 50.0% | 50.0% |" in card
+    assert ship.RESULTS not in card
+    assert (shipped / "NOTICE").is_file()
+    assert (shipped / "examples" / "examples.json").is_file()
+
+
+def test_nothing_is_shipped_of_a_job_that_is_not_finished(
+    packages: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ship.NotFinished, match="chat is not done"):
+        ship.ship(tmp_path / "job", tmp_path / "shipped", packages)
+    finished(tmp_path / "job", tiny_checkpoint)
+    StageFolder(tmp_path / "job" / "align-test").evaluation.unlink()
+    with pytest.raises(ship.NotFinished, match="align-test"):
+        ship.ship(tmp_path / "job", tmp_path / "shipped", packages)
+    assert not (tmp_path / "shipped").exists()
+
+
+def test_what_is_too_large_is_not_shipped(
+    packages: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished(tmp_path / "job", tiny_checkpoint)
+    monkeypatch.setattr(ship, "MOST_BYTES", 1000)
+    with pytest.raises(ship.NotFinished, match="too large to ship"):
+        ship.ship(tmp_path / "job", tmp_path / "shipped", packages)
+    assert not (tmp_path / "shipped").exists()

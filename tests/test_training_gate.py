@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.training_jobs import make_folder, run, stage, write_job
+from tests.training_jobs import make_folder, run, stage, weights, write_job
+from training.data.shards import Dataset
 from training.errors import BadConfig, GateFailed
 from training.gate import enforce
 from training.job import Gate
 from training.local import LocalRun
+from training.model import VisualLanguageModel
 from training.stage_folder import StageFolder
+from ziya.images import ImageLimits, decode
 
 CHECKS = [{"data": "data", "task": "caption", "language": "en"}]
 
@@ -42,7 +46,7 @@ def test_a_gate_lets_pass_what_reaches_it_and_names_what_does_not() -> None:
 
 
 def test_an_eval_stage_measures_the_model_of_the_stage_it_needs(folder: Path) -> None:
-    short = {"optimizer": {"steps": 1}, "checks": CHECKS}
+    short: dict[str, Any] = {"optimizer": {"steps": 1}, "checks": CHECKS}
     stages = [stage("align", **short), stage("align", name="later", **short)]
     job = write_job(folder, *stages, examination("first", needs=["align"]), examination("last"))
     said: list[str] = []
@@ -87,3 +91,39 @@ def test_an_eval_stage_without_checks_is_refused(folder: Path, tmp_path: Path) -
     code, said = run(write_job(tmp_path, {"name": "exam", "type": "eval"}), "exam", tmp_path)
     assert code == 42
     assert "has no checks" in said
+
+
+def test_labels_are_examined_by_the_heads_that_the_stage_learns(folder: Path, tmp_path: Path) -> None:
+    for link in ("data", "initial"):
+        (tmp_path / link).symlink_to(folder / link)
+    checks = [{"data": "data", "kind": "labels", "field": "concept"}]
+    job = write_job(
+        tmp_path, stage("vision", labels={"concept": 1.0}, optimizer={"steps": 4, "ema": None}, checks=checks)
+    )
+    code, said = run(job, "vision", tmp_path)
+    assert code == 0, said
+    learnt = {name.rpartition("/")[2]: tensor for name, tensor in weights(tmp_path / "vision").items()}
+    model = VisualLanguageModel.load(folder / "initial", parts={"vision"}).eval()
+    wanted = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    model.load_state_dict({name.removeprefix("model."): learnt[name] for name in wanted})
+    dataset = Dataset.open(str(folder / "data"))
+    right = 0
+    for number in range(len(dataset)):
+        pixels = model.preprocessing(decode(dataset.image(number, 0), ImageLimits()))
+        mean = model.features(torch.from_numpy(pixels)[None]).mean(1)
+        scores = mean @ learnt["label_heads.concept.weight"].T + learnt["label_heads.concept.bias"]
+        right += dataset.labels["concept"][int(scores.argmax())] == dataset.record(number).fields["labels"]["concept"]
+    found = StageFolder(tmp_path / "vision").summary()["metrics"]
+    assert found["labels.concept.top1"] == pytest.approx(right / len(dataset))
+    assert found["labels.concept.top5"] >= found["labels.concept.top1"]
+
+
+def test_a_check_of_labels_needs_the_stage_that_learns_them(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(folder / "data")
+    (tmp_path / "initial").symlink_to(folder / "initial")
+    checks = [{"data": "data", "kind": "labels", "field": "concept"}]
+    code, said = run(
+        write_job(tmp_path, {"name": "exam", "type": "eval", "train": {"checks": checks}}), "exam", tmp_path
+    )
+    assert code == 42
+    assert "nothing here learns labels" in said

@@ -22,7 +22,7 @@ from training.data.rows import Encoder
 from training.data.shards import Dataset
 from training.distributed import World
 from training.errors import BadConfig
-from training.evaluate import Examiner
+from training.evaluate import Examiner, LabelHeads
 from training.feature_build import FeatureBuild
 from training.features import FeatureCache, FeatureKey
 from training.learning import Group, learnable
@@ -95,7 +95,8 @@ def assemble(recipe: Recipe, places: Places, told: Told) -> Assembly:
         reads_instruction=model.config.qformer_reads_instruction,
         label_classes=label_classes or None,
     )
-    examines = _examiner(recipe, model, datasets, told.world, text)
+    labels = LabelHeads(objectives.label_heads, label_classes) if label_classes else None
+    examines = _examiner(recipe, model, datasets, told.world, text, labels=labels)
     mixture = Mixture.over(recipe.data, sources, recipe.seed)
     return Assembly(recipe, model.config, objectives, groups, mixture, Collator(recipe, readers), examines)
 
@@ -129,7 +130,13 @@ class _Text:
 
 
 def _examiner(
-    recipe: Recipe, model: VisualLanguageModel, datasets: Mapping[str, Dataset], world: World, text: _Text
+    recipe: Recipe,
+    model: VisualLanguageModel,
+    datasets: Mapping[str, Dataset],
+    world: World,
+    text: _Text,
+    *,
+    labels: LabelHeads | None = None,
 ) -> Examiner:
     return Examiner(
         model,
@@ -139,6 +146,7 @@ def _examiner(
         tokenizer=text.tokenizer,
         encoder=text.encoder,
         captioner=text.captioner,
+        labels=labels,
     )
 
 
@@ -148,7 +156,7 @@ def _parts(recipe: Recipe) -> frozenset[str]:
     if recipe.images.cache != "none":
         parts |= {"vision"} if recipe.images.cache == "features" else {"vision", "qformer"}
     for check in recipe.checks:
-        parts |= {"vision", "qformer"} if check.kind == "retrieval" else set(PARTS)
+        parts |= {"retrieval": {"vision", "qformer"}, "labels": {"vision"}, "answers": set(PARTS)}[check.kind]
     return frozenset(parts)
 
 

@@ -46,6 +46,14 @@ class _Question:
     texts: Sequence[str]
 
 
+@dataclass(frozen=True)
+class LabelHeads:
+    """What the loss `classify` learns labels with: a head a label on the mean of the ViT's output, and its classes."""
+
+    heads: nn.ModuleDict
+    classes: Mapping[str, Mapping[str, int]]
+
+
 @dataclass
 class Examiner:
     """Runs `checks` on `model`, whose modules must all be loaded. `datasets` are by the checks' `data`.
@@ -60,6 +68,7 @@ class Examiner:
     tokenizer: Tokenizer | None = None
     encoder: Encoder | None = None
     captioner: Captioner | None = None
+    labels: LabelHeads | None = None
     beat: Beat = unheard
     _held_out: HeldOut = field(init=False)
 
@@ -79,7 +88,7 @@ class Examiner:
             for name, check in zip(check_names(self.checks), self.checks, strict=True):
                 self.beat(f"checking {name}")
                 share = self._held_out.share(check, self.beat)
-                examine = self._retrieval if check.kind == "retrieval" else self._answers
+                examine = {"retrieval": self._retrieval, "answers": self._answers, "labels": self._labels}[check.kind]
                 found |= {f"{name}.{metric}": value for metric, value in examine(check, share).items()}
         if not keep_features:
             self._held_out.forget()
@@ -126,6 +135,32 @@ class Examiner:
         right = [is_right(text, one.truths, check.language) for text, one in zip(texts, questions, strict=True)]
         all_right, all_asked = self.world.sum([float(sum(right)), float(len(right))])
         return {"exact": all_right / all_asked} | bad
+
+    def _labels(self, check: Check, share: Share) -> dict[str, float]:
+        name = check.field or ""
+        if self.labels is None or name not in self.labels.heads:
+            known = ", ".join(self.labels.heads) if self.labels else "none, for nothing here learns labels"
+            raise BadConfig(f"check {check.name}: there is no label {name!r} to examine, only {known}")
+        classes, head = self.labels.classes[name], self.labels.heads[name]
+        usable = [
+            (item.features_IND.mean(1), classes[label])
+            for item in share.items
+            if item.record.images == 1 and (label := item.record.fields.get("labels", {}).get(name)) in classes
+        ]
+        bad = self._bad(check, share, len(usable))
+        right = [0.0, 0.0, 0.0]
+        for start in range(0, len(usable), BATCH):
+            means, truths = zip(*usable[start : start + BATCH], strict=True)
+            logits_BC = head(torch.cat(means).to(self.world.device))
+            best_BK = logits_BC.topk(min(5, logits_BC.shape[1])).indices.cpu()
+            same_BK = best_BK == torch.tensor(truths)[:, None]
+            right = [
+                right[0] + float(same_BK[:, 0].sum()),
+                right[1] + float(same_BK.any(1).sum()),
+                right[2] + len(truths),
+            ]
+        top1, top5, count = self.world.sum(right)
+        return {"top1": top1 / count, "top5": top5 / count} | bad
 
     def _question(self, check: Check, item: Item, encoder: Encoder) -> _Question:
         question = asked(item.record, check, self.datasets[check.data].templates)

@@ -85,6 +85,8 @@ def _names(recipe: Recipe) -> Iterator[str]:
 
 def _checks(recipe: Recipe) -> Iterator[str]:
     for number, check in enumerate(recipe.checks):
+        if check.kind == "labels" and check.field is None:
+            yield f"checks[{number}].field: a check of labels names one"
         for field, value, known in (("task", check.task, TASKS), ("language", check.language, LANGUAGES)):
             if value not in known:
                 meant = did_you_mean(value, known)

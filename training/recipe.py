@@ -123,10 +123,11 @@ class Saving:
 
 @dataclass(frozen=True)
 class Check:
-    """One evaluation on held-out data: `retrieval` (ITC, then ITM on the top k), or exact answers to a task."""
+    """One evaluation on held-out data: `retrieval` (ITC, then ITM on the top k), exact `answers` to a task, or the
+    `labels` that a stage with the loss `classify` learns (`field` names one, by its own heads)."""
 
     data: str
-    kind: Literal["retrieval", "answers"] = "answers"
+    kind: Literal["retrieval", "answers", "labels"] = "answers"
     task: str = "caption"
     language: str = "en"
     field: str | None = None
@@ -136,7 +137,9 @@ class Check:
 
     @property
     def name(self) -> str:
-        """How this check is called in logs and reports: `retrieval/zh`, `caption.name/en`."""
+        """How this check is called in logs and reports: `retrieval/zh`, `caption.name/en`, `labels.concept`."""
+        if self.kind == "labels":
+            return f"labels.{self.field}"
         what = "retrieval" if self.kind == "retrieval" else self.task
         return f"{what}{'.' + self.field if self.field else ''}/{self.language}"
 

@@ -23,6 +23,7 @@ from typing import TextIO
 from training.errors import NonFinite, TrainingError
 
 MESSAGE_BYTES = 4096
+WAKES = 20
 
 
 class Watchdog:
@@ -76,9 +77,10 @@ class Watchdog:
             left = self._phase[1] + seconds - time.monotonic()
             if left <= 0:
                 self._end(seconds)
-            # Armed anew whenever this thread wakes, which it does before that timer as long as it can run.
+            # Armed anew whenever this thread wakes, long before that timer: a machine that was suspended for a while
+            # finds both overdue, and the timer must not end a run that was alive before.
             faulthandler.dump_traceback_later(left + self._report_seconds, exit=True, file=_stderr())
-            if self._ended.wait(left):
+            if self._ended.wait(min(left, seconds / WAKES)):
                 faulthandler.cancel_dump_traceback_later()
                 return
 

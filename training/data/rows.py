@@ -174,11 +174,25 @@ def packed(lengths: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
+def evenly_packed(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """As few rows as `packed` makes, and as narrow as they can be then: the last row is as full as the first."""
+    best = packed(lengths, room)
+    low, high = max(lengths, default=0), room
+    while low < high:
+        middle = (low + high) // 2
+        rows = packed(lengths, middle)
+        if len(rows) == len(best):
+            best, high = rows, middle
+        else:
+            low = middle + 1
+    return best
+
+
 def layout(pieces: Sequence[Placed], text: Text, queries: int) -> Rows:
     """Pieces in rows as `text.layout` says; `bucket` lays out like `pad` what the caller has sorted (`bucketed`)."""
     lengths = [len(piece.ids) for *_, piece in pieces]
     packs = text.layout == "pack"
-    rows = packed(lengths, text.row_positions) if packs else [[number] for number in range(len(pieces))]
+    rows = evenly_packed(lengths, text.row_positions) if packs else [[number] for number in range(len(pieces))]
     width = max((sum(lengths[number] for number in row) for row in rows), default=0)
     if packs:
         width = min(text.row_positions, -(-width // WIDTH_STEP) * WIDTH_STEP)

@@ -37,7 +37,8 @@ class QFormerModule(nn.Module):
     """Query tokens, Q-Former, and where the config has them text embeddings and ITC/ITM heads.
 
     `state_dict()` is exactly qformer/model.safetensors. Fresh query tokens are N(0, 0.02): transformers' zeros
-    would leave all queries alike for ever.
+    would leave all queries alike for ever. Fresh word and position embeddings are BERT's N(0, 0.02) too: torch's
+    N(0, 1) would start captioning, whose head they are, at a loss of 50.
     """
 
     def __init__(self, config: Blip2QFormerConfig, *, queries: int, retrieval: bool = False) -> None:
@@ -49,6 +50,8 @@ class QFormerModule(nn.Module):
         self.qformer = Blip2QFormerModel(config)
         if config.use_qformer_text_input:
             self.embeddings = Blip2TextEmbeddings(config)
+            for fresh in (self.embeddings.word_embeddings, self.embeddings.position_embeddings):
+                fresh.weight.data.mul_(0.02)
         if retrieval:
             joint = getattr(config, "image_text_hidden_size", QFormerShape.image_text_hidden_size)
             self.vision_projection = nn.Linear(width, joint)
