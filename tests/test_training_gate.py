@@ -127,3 +127,11 @@ def test_a_check_of_labels_needs_the_stage_that_learns_them(folder: Path, tmp_pa
     )
     assert code == 42
     assert "nothing here learns labels" in said
+
+
+def test_a_checkpoint_s_url_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, examination("exam"))
+    job.write_text(job.read_text().replace("checkpoint: initial", "checkpoint: s3://bucket/model"))
+    code, said = run(job, "exam", tmp_path)
+    assert code == 42
+    assert "'s3://bucket/model': a checkpoint has to lie in a folder" in said

@@ -75,20 +75,20 @@ def test_without_a_terminal_lines_have_mean_losses_since_the_last_line(capsys: p
 
 def test_the_log_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
-    Progress([JsonLog(path)]).step(report(1))
+    Progress([JsonLog(path, 1)]).step(report(1))
     with path.open("a") as file:
         file.write('{"kind": "step", "st')
         file.write("\n")
-    progress = Progress([JsonLog(path)])
+    progress = Progress([JsonLog(path, 2)])
     progress.step(report(1, attempt=2))
     progress.checkpoint(1, {"x": 0.5}, 2.0)
 
-    assert [(one["kind"], one.get("attempt")) for one in read(path)] == [("step", 1), ("step", 2), ("checkpoint", None)]
+    assert [(one["kind"], one.get("attempt")) for one in read(path)] == [("step", 1), ("step", 2), ("checkpoint", 2)]
 
 
 def test_a_log_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
-    progress = Progress([JsonLog(tmp_path / "file" / "metrics.jsonl")])
+    progress = Progress([JsonLog(tmp_path / "file" / "metrics.jsonl", 1)])
     progress.step(report(1))
     progress.step(report(2))
     assert sum("cannot be written" in one.message for one in caplog.records) == 1

@@ -95,13 +95,13 @@ def test_the_token_is_not_taken_where_a_server_sends_us(tmp_path: Path) -> None:
 
 def test_a_line_that_was_torn_takes_no_other_with_it(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    Progress([JsonLog(path)]).step(report(1))
+    Progress([JsonLog(path, 1)]).step(report(1))
     with path.open("rb+") as file:
         file.truncate(path.stat().st_size - 20)
-    progress = Progress([JsonLog(path)])
+    progress = Progress([JsonLog(path, 1)])
     progress.note("line\u2028separator")
     progress.step(report(1, attempt=2))
-    assert [(one["kind"], one.get("attempt")) for one in read(path)] == [("note", None), ("step", 2)]
+    assert [(one["kind"], one.get("attempt")) for one in read(path)] == [("note", 1), ("step", 2)]
     assert next(iter(read(path)))["text"] == "line\u2028separator"
 
 
@@ -130,7 +130,7 @@ def test_a_sink_that_cannot_write_costs_neither_the_run_nor_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    log = JsonLog(tmp_path / "metrics.jsonl")
+    log = JsonLog(tmp_path / "metrics.jsonl", 1)
     progress = Progress([TensorBoard(tmp_path / "file" / "events"), log])
     for step in (1, 2):
         progress.step(report(step))

@@ -1,7 +1,8 @@
 """`metrics.jsonl`: one JSON object a line, for whoever wants to plot or compare a run.
 
     {"kind": "step", "stage", "step", "attempt", "losses", "by_source", "lr", "grad_norm", …, "time"}
-    {"kind": "checkpoint", "step", "metrics", "seconds", "time"}
+    {"kind": "checkpoint", "step", "attempt", "metrics", "seconds", "time"}
+    {"kind": "note", "attempt", "text", "time"}
 
 A resumed run goes on in the same file; steps that were trained twice differ in `attempt`.
 """
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 class JsonLog:
     """Appends to `path`. A full disk is warned of once and costs the log, not the run."""
 
-    def __init__(self, path: Path, every_steps: int = 1) -> None:
-        self.path, self.every_steps = path, every_steps
+    def __init__(self, path: Path, attempt: int, every_steps: int = 1) -> None:
+        self.path, self.attempt, self.every_steps = path, attempt, every_steps
         self._failed = False
 
     def step(self, report: StepReport, pace: Pace) -> None:
@@ -34,10 +35,11 @@ class JsonLog:
             self._write({"kind": "step", **asdict(report), **asdict(pace)})
 
     def checkpoint(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
-        self._write({"kind": "checkpoint", "step": step, "metrics": dict(metrics), "seconds": seconds})
+        value = {"kind": "checkpoint", "step": step, "attempt": self.attempt, "metrics": dict(metrics)}
+        self._write({**value, "seconds": seconds})
 
     def note(self, text: str) -> None:
-        self._write({"kind": "note", "text": text})
+        self._write({"kind": "note", "attempt": self.attempt, "text": text})
 
     def close(self) -> None:
         """Every line is on its way to the disk already."""

@@ -204,7 +204,7 @@ def _sinks(run: Run) -> list[Sink]:
     stage, steps = run.recipe.stage, run.recipe.optimizer.steps
     sinks: list[Sink] = [
         Bar(stage, 0, steps),
-        JsonLog(run.folder.path / "metrics.jsonl"),
+        JsonLog(run.folder.path / "metrics.jsonl", run.attempt),
         TensorBoard(run.folder.path / "tensorboard"),
     ]
     endpoint = EndpointConfig.from_environment()
@@ -240,6 +240,8 @@ def _base(job: TrainingJob, stage: Stage, output: Path) -> Path:
 
 
 def _resolve(checkpoint: str, output: Path) -> Path:
+    if "://" in checkpoint:
+        raise BadConfig(f"model.checkpoint is {checkpoint!r}: a checkpoint has to lie in a folder, copy it to one first")
     path = Path(checkpoint)
     return path if path.is_absolute() or not (output / path).exists() else output / path
 
