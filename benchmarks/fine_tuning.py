@@ -5,7 +5,7 @@
 Both sides start from the same random weights (benchmarks/random_checkpoint.py), see the same samples in the same order,
 train in float32 on the same threads, and have to arrive at the same losses. A useful token is a real text or visual
 position: padding does not count, so a second is worth the same number of them on both sides. Figures are totals over
-all steps after the first two, since steps differ in length. The rungs add one thing after another to this project's run:
+all steps after the first two, since steps differ in length. The rungs add one thing after another to our run:
 
     padded      one sample a row, as the peer does; but logits only where a token is learnt
     packed      several samples in a row that do not see one another
