@@ -241,7 +241,7 @@ def _base(job: TrainingJob, stage: Stage, output: Path) -> Path:
 
 def _resolve(checkpoint: str, output: Path) -> Path:
     if "://" in checkpoint:
-        raise BadConfig(f"model.checkpoint is {checkpoint!r}: a checkpoint has to lie in a folder, copy it to one first")
+        raise BadConfig(f"model.checkpoint is {checkpoint!r}: a checkpoint has to lie in a folder, copy it first")
     path = Path(checkpoint)
     return path if path.is_absolute() or not (output / path).exists() else output / path
 

@@ -26,6 +26,15 @@ import fsspec.core
 from training.data.index import File
 from training.errors import BadData, TrainingError
 
+try:
+    import botocore.exceptions as s3
+except ImportError:  # without the extra `s3`, fsspec refuses an s3:// URL when it is opened
+    _S3_TROUBLE: tuple[type[Exception], ...] = ()
+    _S3_REFUSED: tuple[type[Exception], ...] = ()
+else:
+    _S3_TROUBLE = (s3.HTTPClientError, s3.ConnectionError)
+    _S3_REFUSED = (s3.BotoCoreError,)  # no credentials, no region, a wrong address
+
 log = logging.getLogger(__name__)
 CACHE_BYTES = 64 << 30
 _PAUSES = (0.2, 1.0, 5.0)  # seconds between tries
@@ -35,6 +44,7 @@ _HTTP = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_con
 _PART = ".part"
 _CACHED = re.compile(r"[0-9a-f]{64}(\.part)?")
 _GONE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+_ON_THE_WAY: tuple[type[Exception], ...] = (OSError, aiohttp.ClientError, *_S3_TROUBLE)
 
 
 class Place(Protocol):
@@ -116,13 +126,15 @@ class RemoteFolder:
                 return action(filesystem, f"{root.rstrip('/')}/{name}")
             except _GONE as error:
                 raise BadData(f"{where} cannot be read: {error or type(error).__name__}") from error
-            except (OSError, aiohttp.ClientError) as error:
+            except _ON_THE_WAY as error:
                 if isinstance(error, aiohttp.ClientResponseError) and error.status in _REFUSED:
                     raise BadData(f"{where} cannot be read: status {error.status}") from error
                 if pause is None:
                     raise TrainingError(f"{where} cannot be fetched: {error or type(error).__name__}") from error
                 log.warning("%s cannot be fetched, trying again: %s", where, error or type(error).__name__)
                 time.sleep(pause)
+            except _S3_REFUSED as error:
+                raise BadData(f"{where} cannot be read: {error}") from error
         raise AssertionError("the last try returns or raises")
 
 
