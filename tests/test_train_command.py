@@ -53,6 +53,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, number: sig
     job = write_job(tmp_path, stage("align", learn={"projection": 1.0}, optimizer={"steps": 60}))
     process = ziya("train", "run", str(job))
     reach(tmp_path / "align", 2, process)
+    other = ziya("train", "run", str(job))
+    said = other.communicate()[0]
+    assert other.returncode == 42
+    assert "another run is at work there" in said
     process.send_signal(number)
     said = process.communicate()[0]
 

@@ -7,6 +7,7 @@ same command again goes on where the last run ended, whatever ended it.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import shutil
@@ -57,10 +58,10 @@ class LocalRun:
         if only is not None and only not in names:
             raise BadConfig(f"{self.file} has no stage {only!r}; its stages are {', '.join(names)}")
         self.output.mkdir(parents=True, exist_ok=True)
-        copy = self.output / "job.yaml"
-        if not (copy.exists() and copy.samefile(self.file)):
-            shutil.copyfile(self.file, copy)
-        with self._passing_on_signals():
+        with self._alone(), self._passing_on_signals():
+            copy = self.output / "job.yaml"
+            if not (copy.exists() and copy.samefile(self.file)):
+                shutil.copyfile(self.file, copy)
             for stage in job.spec.stages:
                 if only in (None, stage.name):
                     self._stage(job, stage)
@@ -124,6 +125,20 @@ class LocalRun:
         code = self._child.wait()
         self._child = None
         return code
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two runs in one folder would change each other's job and refuse each other's checkpoints."""
+        folder = os.open(self.output, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise BadConfig(
+                f"{self.output}: another run is at work there; wait for it, or take another --output"
+            ) from error
+        finally:
+            os.close(folder)
 
     @contextmanager
     def _passing_on_signals(self) -> Iterator[None]:
