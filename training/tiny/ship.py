@@ -27,6 +27,7 @@ ROWS = (
     ("caption/{}.exact", "exact name"),
     ("classify.category/{}.exact", "category"),
     ("classify.category/{}#2.exact", "category, unseen things"),
+    ("dialogue.chat/{}.exact", "last turn of a dialogue"),
     ("retrieval/{}.itc_i2t_r1", "picture to name, ITC"),
     ("retrieval/{}.itm_i2t_r1", "picture to name, ITM re-rank"),
     ("retrieval/{}.itc_t2i_r1", "name to picture, ITC"),
