@@ -1,6 +1,6 @@
 """What checkpoints cost a run, and what a killed run costs: stall a save, and the time to the first resumed step.
 
-    python -m benchmarks.training_saves [--steps 110]
+    python -m benchmarks.training_saves [--steps 110] [--tables stall resume]
 
 *Stall* is how long the loop waits for a save (a copy in memory; the writing goes on beside the next steps), and
 *slower* what the steps that the writing runs beside take more than the others. For the second table a run over one
@@ -15,6 +15,8 @@ import os
 import signal
 import statistics
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from benchmarks.training_job import FOLDER
 
 EVERY = 50
 BESIDE = 3
-EPOCH_SAMPLES, EPOCH_BATCH = 2000, 4
+EPOCH_SAMPLES, EPOCH_BATCH = 2000, 8
+PATIENCE = 300.0
 
 
 def _data(samples: int) -> list[dict[str, Any]]:
@@ -78,39 +81,49 @@ def resume() -> str:
         job = training_job.write(
             folder, "align", checkpoint=checkpoint, data=_data(EPOCH_SAMPLES), train=train, saving={"everySteps": 10}
         )
-        first = training_job.start(training_job.arguments(job, "align", folder))
-        _reach(folder, kill_at + 1, attempt=1)
-        os.killpg(first.pid, signal.SIGKILL)
-        first.communicate()
+        with _killed_after(training_job.arguments(job, "align", folder)):
+            _reach(folder, kill_at + 1, attempt=1)
         began = time.monotonic()
-        second = training_job.start(training_job.arguments(job, "align", folder, attempt=2))
-        resumed = _reach(folder, kill_at - 9, attempt=2)
-        seconds = time.monotonic() - began
-        os.killpg(second.pid, signal.SIGKILL)
-        second.communicate()
+        with _killed_after(training_job.arguments(job, "align", folder, attempt=2)):
+            resumed = _reach(folder, kill_at - 9, attempt=2)
+            seconds = time.monotonic() - began
         rows.append([f"{share:.0%} (step {kill_at} of {steps})", str(resumed), f"{seconds:.1f}"])
     return machine.table(["killed at", "first step again", "s from start to its end"], rows)
 
 
+@contextmanager
+def _killed_after(arguments: Sequence[str]) -> Iterator[None]:
+    """A run that gets SIGKILL, with all its processes, at the end of the block."""
+    process = training_job.start(arguments)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 def _reach(folder: Path, step: int, attempt: int) -> int:
-    """Waits for a step of an attempt, at most two minutes; returns the first step that the attempt logged."""
-    end = time.monotonic() + 120
+    """Waits for a step of an attempt, at most PATIENCE seconds; returns the first step that the attempt logged."""
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         lines = training_job.steps(folder / "align") if (folder / "align" / "metrics.jsonl").is_file() else []
         mine = [line["step"] for line in lines if line["attempt"] == attempt]
         if mine and mine[-1] >= step:
             return int(mine[0])
         time.sleep(0.02)
-    raise SystemExit(f"{folder}: step {step} of attempt {attempt} did not come within two minutes")
+    raise SystemExit(f"{folder}: step {step} of attempt {attempt} did not come within {PATIENCE:.0f} s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2 * EVERY + 10)
+    parser.add_argument("--tables", nargs="*", default=["stall", "resume"], choices=["stall", "resume"])
     how = parser.parse_args()
     print(machine.describe(), flush=True)
-    print(f"\n{stall(how.steps)}", flush=True)
-    print(f"\n{resume()}", flush=True)
+    if "stall" in how.tables:
+        print(f"\n{stall(how.steps)}", flush=True)
+    if "resume" in how.tables:
+        print(f"\n{resume()}", flush=True)
 
 
 if __name__ == "__main__":
