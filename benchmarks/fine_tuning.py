@@ -5,7 +5,7 @@
 Both sides start from the same random weights (benchmarks/random_checkpoint.py), see the same samples in the same order,
 train in float32 on the same threads, and have to arrive at the same losses. A useful token is a real text or visual
 position: padding does not count, so a second is worth the same number of them on both sides. Figures are totals over
-all steps after the first two, since steps differ in length. The rungs add one thing after another to our run:
+all steps after the first three, since steps differ in length. The rungs add one thing after another to our run:
 
     padded      one sample a row, as the peer does; but logits only where a token is learnt
     packed      several samples in a row that do not see one another
@@ -16,6 +16,7 @@ all steps after the first two, since steps differ in length. The rungs add one t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from ziya.model.export import export
 
 PEER = "transformers + Trainer + peft"
 OPTIMIZER = {"accumulate": 1, "rate": 1e-4, "finalRate": 1e-5, "warmupSteps": 2}
-WARM = 2
+WARM = 3
 RUNGS: dict[str, dict[str, Any]] = {
     "padded": {"text": {"layout": "pad"}},
     "packed": {"text": {"layout": "pack"}},
@@ -139,7 +140,9 @@ def main() -> None:
     how = parser.parse_args()
     print(machine.describe(), flush=True)
     checkpoint = how.checkpoint or random_checkpoint.build(FOLDER / "checkpoint")
-    peer_checkpoint = FOLDER / f"hf-{read_config(checkpoint).name}"
+    config = read_config(checkpoint)
+    weights = hashlib.sha256("".join(config.fingerprints.values()).encode()).hexdigest()[:12]
+    peer_checkpoint = FOLDER / f"hf-{config.name}-{weights}"
     if not peer_checkpoint.exists():
         export(checkpoint, peer_checkpoint)
     for stage in how.stages:

@@ -80,4 +80,5 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 def fresh(stem: str) -> int:
     """A number that no folder of an earlier run of this machine has."""
-    return 1 + max((int(path.name.rpartition("-")[2]) for path in FOLDER.glob(f"{stem}*-[0-9]*")), default=0)
+    numbers = [path.name.rpartition("-")[2] for path in FOLDER.glob(f"{stem}*")]
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)

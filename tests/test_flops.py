@@ -27,14 +27,16 @@ def test_a_step_of_a_llama_is_its_matrix_products(learns: bool) -> None:
     assert meter.of(2 * rows * length) == 2 * meter.of(rows * length)
 
 
-def test_only_the_first_step_is_counted_and_none_where_it_is_switched_off() -> None:
-    layer = nn.Linear(8, 8, bias=False)
-    meter, off = FlopMeter(), FlopMeter(enabled=False)
+@pytest.mark.parametrize("compiles", [False, True])
+def test_only_the_first_step_is_counted_compiled_or_not(compiles: bool) -> None:
+    layer, meter = nn.Linear(8, 8, bias=False), FlopMeter()
+    assert meter.of(1) == 0
+    if compiles:
+        layer.compile()
     for size in (2, 4):
-        with meter.counting(2), off.counting(2):
-            layer(torch.randn(size, 8))
-    assert meter.of(1) == 2 * 8 * 8
-    assert off.of(1) == 0
+        with meter.counting(2):
+            layer(torch.randn(size, 8)).sum().backward()
+    assert meter.of(1) == 2 * (2 * 8 * 8)  # forward, and the weights' gradient
 
 
 def test_the_processors_peak_is_measured() -> None:

@@ -1,9 +1,10 @@
 """How much arithmetic a step is, and how much the device could do: MFU is the one divided by the other.
 
 The products of matrices of the first micro-batch are counted by torch as they run, forward and backward, and later
-steps are taken to need as many a unit (a position of text, or a picture). Counting slows a step down, does not see
-into compiled code, and takes some operations apart, which rounds differently: so it is done in a run's first step alone
-and kept in its checkpoints, and not at all where layers are compiled.
+steps are taken to need as many a unit (a position of text, or a picture). Counting slows a step down, does not see into
+compiled code, and takes some operations apart, which rounds differently: so it is done in a run's first step alone, where
+nothing runs compiled, and kept in its checkpoints. Products on padding, and those that checkpointed activations
+repeat, are counted like all others.
 """
 
 from __future__ import annotations
@@ -34,19 +35,18 @@ _BFLOAT16 = (
 
 
 class FlopMeter:
-    """Counts the first micro-batch, and knows from it what any number of units takes; 0 when not `enabled`."""
+    """Counts the first micro-batch, and knows from it what any number of units takes; 0 until then."""
 
-    def __init__(self, *, enabled: bool = True) -> None:
-        self.enabled = enabled
+    def __init__(self) -> None:
         self.a_unit: float | None = None
 
     @contextmanager
     def counting(self, units: int) -> Iterator[None]:
         """Around forward and backward of a micro-batch of so many units."""
-        if not self.enabled or self.a_unit is not None or units < 1:
+        if self.a_unit is not None or units < 1:
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             yield
         self.a_unit = counter.get_total_flops() / units
 

@@ -145,7 +145,7 @@ def _machinery(run: Run, assembly: Assembly, told: Told, life: Life) -> Machiner
         peers=Peers(world.rank, world.size, world.peers),
         evaluate=partial(_evaluate, run, assembly, world, keeps_vision),
         attempt=run.attempt,
-        flops=FlopMeter(enabled=not recipe.compute.compile),
+        flops=FlopMeter(),
     )
 
 
