@@ -1,10 +1,10 @@
 """How much arithmetic a step is, and how much the device could do: MFU is the one divided by the other.
 
 The products of matrices of the first micro-batch are counted by torch as they run, forward and backward, and later
-steps are taken to need as many a unit (a position of text, or a picture). Counting slows a step down, does not see into
-compiled code, and takes some operations apart, which rounds differently: so it is done in a run's first step alone, where
-nothing runs compiled, and kept in its checkpoints. Products on padding, and those that checkpointed activations
-repeat, are counted like all others.
+steps are taken to need as many a unit (a position of text, or a picture). Counting slows a step down, does not see
+into compiled code, and takes some operations apart, which rounds differently: so it is done in a run's first step
+alone, where nothing runs compiled, and kept in its checkpoints. Products on padding, and those that checkpointed
+activations repeat, are counted like all others.
 """
 
 from __future__ import annotations
