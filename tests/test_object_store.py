@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -18,13 +19,22 @@ from training.data.shards import Dataset
 from training.errors import BadData, TrainingError
 
 
+def serve(port: Any) -> None:
+    """The store, in a process of its own: whoever forks must not copy its threads."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    port.send(server.get_host_and_port()[1])
+    port.recv()
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty bucket; the client finds its way by the environment, as everywhere."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    server = spawn.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ours.recv()}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -33,7 +43,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     bucket = f"bucket-{uuid.uuid4().hex}"
     fsspec.filesystem("s3").mkdir(bucket)
     yield f"s3://{bucket}"
-    server.stop()
+    server.kill()
+    server.join()
     S3FileSystem.clear_instance_cache()
 
 
