@@ -19,12 +19,12 @@ from training.data.shards import Dataset
 from training.errors import BadData, TrainingError
 
 
-def serve(port: Any) -> None:
+def serve(pipe: Any) -> None:
     """The store, in a process of its own: whoever forks must not copy its threads."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    port.send(server.get_host_and_port()[1])
-    port.recv()
+    pipe.send(server.get_host_and_port()[1])
+    pipe.recv()
 
 
 @pytest.fixture
@@ -34,18 +34,20 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ours, theirs = spawn.Pipe()
     server = spawn.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ours.recv()}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    S3FileSystem.clear_instance_cache()
-    bucket = f"bucket-{uuid.uuid4().hex}"
-    fsspec.filesystem("s3").mkdir(bucket)
-    yield f"s3://{bucket}"
-    server.kill()
-    server.join()
-    S3FileSystem.clear_instance_cache()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ours.recv()}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        S3FileSystem.clear_instance_cache()
+        bucket = f"bucket-{uuid.uuid4().hex}"
+        fsspec.filesystem("s3").mkdir(bucket)
+        yield f"s3://{bucket}"
+    finally:
+        server.kill()
+        server.join()
+        S3FileSystem.clear_instance_cache()
 
 
 def upload(folder: Path, url: str) -> None:
@@ -82,7 +84,6 @@ def test_what_is_missing_or_damaged_is_named(store: str, tmp_path: Path) -> None
 
 
 def test_no_credentials_and_no_server_are_told_apart(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.places._PAUSES", (0.0,))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     S3FileSystem.clear_instance_cache()
     with pytest.raises(TrainingError, match=r"index\.json cannot be fetched: Could not connect"):

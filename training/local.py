@@ -129,16 +129,13 @@ class LocalRun:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Two runs in one folder would change each other's job and refuse each other's checkpoints."""
-        folder = os.open(self.output, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (self.output / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                busy = f"{self.output}: another run is at work there; wait for it, or take another --output"
+                raise BadConfig(busy) from error
             yield
-        except BlockingIOError as error:
-            raise BadConfig(
-                f"{self.output}: another run is at work there; wait for it, or take another --output"
-            ) from error
-        finally:
-            os.close(folder)
 
     @contextmanager
     def _passing_on_signals(self) -> Iterator[None]:
