@@ -18,5 +18,10 @@ def say(line: str = "", *, end: str = "\n") -> None:
     print(line, end=end, flush=True)
 
 
+def remark(line: str) -> None:
+    """What is not the answer itself, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def complain(error: Exception) -> None:
     print(f"ziya: {error}", file=sys.stderr, flush=True)

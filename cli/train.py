@@ -1,39 +1,34 @@
-"""`ziya train`: the stages of a TrainingJob, on this machine."""
+"""`ziya train`: the stages of a TrainingJob, on this machine or on a cluster."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from cli.text import CommandError, say
-from training.errors import TrainingError
-from training.job import load
-from training.local import LocalRun
+from cli.commands import Entry, group
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+COMMANDS = {
+    "run": Entry("cli.train_run", "Run the stages of a file on this machine."),
+    "submit": Entry("cli.train_cluster", "Hand a file to the cluster's operator."),
+    "list": Entry("cli.train_cluster", "List the jobs on the cluster."),
+    "status": Entry("cli.train_cluster", "Show how far a job on the cluster is, and why it is not further."),
+    "logs": Entry("cli.train_cluster", "Show what the processes of a stage print."),
+    "suspend": Entry("cli.train_cluster", "Let the running stage save a checkpoint, and stop."),
+    "resume": Entry("cli.train_cluster", "Let a suspended job go on from its checkpoint."),
+}
+app = typer.Typer(
+    cls=group(COMMANDS),
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
 
 
 @app.callback()
 def train() -> None:
     """Train a model by the stages of a TrainingJob file."""
-
-
-@app.command()
-def run(
-    file: Annotated[Path, typer.Argument(help="The TrainingJob's YAML file.")],
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for results and checkpoints [default: the job's output path].")
-    ] = None,
-    stage: Annotated[str | None, typer.Option(help="Run only this stage.")] = None,
-) -> None:
-    """Run the stages on this machine, with a progress bar; the same command goes on after any interruption."""
-    try:
-        LocalRun(file, output or Path(load(file).spec.output.path or "."), say).run(stage)
-    except TrainingError as error:
-        raise CommandError(str(error), error.exit_code) from error
 
 
 if __name__ == "__main__":

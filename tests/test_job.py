@@ -29,7 +29,7 @@ spec:
   priorityClassName: low
   activeDeadlineSeconds: 86400
   ttlSecondsAfterFinished: 600
-  promotion: {service: chat}
+  promotion: {inferenceService: chat}
   stages:
     - name: data
       type: data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.micro_batches import captions, rows
 from training.losses import captioning, classify, contrast, language, matching
+from training.losses.memory import Memory, Seen
 
 Array = NDArray[np.float64]
 
@@ -179,3 +181,48 @@ def test_classify_is_the_weighted_sum_and_skips_unknown_labels() -> None:
     valid = torch.tensor([True, True, False])
     loss = classify.classify(heads, features, labels, weights=weights, valid_B=valid, smoothing=0.1)
     assert loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+def seen(number: int) -> Seen:
+    """Two samples of things `10 * number` and `10 * number + 1`, whose tensors tell which they are."""
+    own = torch.tensor([10.0 * number, 10.0 * number + 1])
+    ids = own.long()[:, None].expand(2, 3)
+    return Seen(
+        images_GQJ=own[:, None, None].expand(2, 2, 4),
+        texts_GJ=own[:, None].expand(2, 4),
+        group_G=own.long(),
+        valid_G=torch.tensor([True, number != 2]),
+        features_GND=own[:, None, None].expand(2, 5, 6),
+        ids_GT=ids,
+        mask_GT=torch.ones_like(ids),
+    )
+
+
+def test_the_memory_keeps_the_last_micro_batches_newest_first() -> None:
+    memory = Memory(2)
+    assert memory.beside(seen(0)).group_C.tolist() == [0, 1]
+    for number in range(4):
+        memory.remember(seen(number))
+    pool = memory.beside(seen(4))
+    assert pool.group_C.tolist() == [40, 41, 30, 31, 20, 21]
+    assert pool.valid_C.tolist() == [True, True, True, True, True, False]
+    assert pool.texts_CJ[:, 0].tolist() == pool.images_CQJ[:, 1, 3].tolist() == pool.group_C.tolist()
+    assert pool.ids_CT[:, 2].tolist() == pool.group_C.tolist()
+    assert pool.features_of(torch.tensor([5, 0, 3]))[:, 4, 5].tolist() == [21, 40, 31]
+    nothing = Memory(0)
+    nothing.remember(seen(0))
+    assert nothing.beside(seen(1)).group_C.tolist() == [10, 11]
+
+
+def test_a_memory_is_laid_out_anew_from_what_a_checkpoint_says_of_it() -> None:
+    memory, again = Memory(3), Memory(3)
+    for number in range(2):
+        memory.remember(seen(number))
+    again.lay_out(json.loads(json.dumps(memory.layout())), torch.device("cpu"))
+    into, of = again.tensors(), memory.tensors()
+    assert into.keys() == of.keys() == {"0", "1"}
+    for age, tensors in of.items():
+        for name, tensor in tensors.items():
+            assert into[age][name].dtype == tensor.dtype
+            into[age][name].copy_(tensor)
+    assert again.beside(seen(2)).group_C.tolist() == [20, 21, 10, 11, 0, 1]

@@ -32,7 +32,7 @@ def ziya(*words: str) -> subprocess.Popen[str]:
 
 def test_all_stages_run_in_order_and_a_second_call_does_nothing(tmp_path: Path) -> None:
     make_folder(tmp_path)
-    job = write_job(tmp_path, ALIGN, CHAT, {"name": "serve", "type": "promote"})
+    job = write_job(tmp_path, ALIGN, CHAT, {"name": "serve", "type": "promote"}, promotion={"inferenceService": "chat"})
     first = ziya("train", "run", str(job))
     said = first.communicate()[0]
     assert first.returncode == 0, said

@@ -76,11 +76,16 @@ def test_recalls_of_four_by_four_worked_by_hand() -> None:
 def test_matching_reorders_only_its_candidates() -> None:
     ranking = Ranking(torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.tensor([[2, 0, 3, 1]]))
     # Sums: 0.9 - 1 = -0.1, 0.8 + 0.5 = 1.3, 0.7 + 0.4 = 1.1; the fourth was not matched.
-    assert reranked(ranking, torch.tensor([[-1.0, 0.5, 0.4]])).tolist() == [[0, 3, 2, 1]]
+    assert reranked(ranking, torch.tensor([[-1.0, 0.5, 0.4]]), 1.0).tolist() == [[0, 3, 2, 1]]
+    # Colder, the cosine decides more: 1.8 - 1 = 0.8, 1.6 + 0.5 = 2.1, 1.4 + 0.4 = 1.8; then 9 - 1 = 8, 8.5, 7.4.
+    assert reranked(ranking, torch.tensor([[-1.0, 0.5, 0.4]]), 0.5).tolist() == [[0, 3, 2, 1]]
+    assert reranked(ranking, torch.tensor([[-1.0, 0.5, 0.4]]), 0.1).tolist() == [[0, 2, 3, 1]]
 
 
-def brute_force(module: QFormerModule, features: Tensor, texts: Any, groups: Sequence[str], top_k: int) -> Any:
-    """Pair by pair in numpy."""
+def brute_force(
+    module: QFormerModule, features: Tensor, texts: Any, groups: Sequence[str], top_k: int
+) -> Any:
+    """Pair by pair in numpy, at a temperature of 0.5."""
     count = len(groups)
     with torch.no_grad():
         images = [module.embed_image(features[n : n + 1])[0].numpy() for n in range(count)]
@@ -90,7 +95,7 @@ def brute_force(module: QFormerModule, features: Tensor, texts: Any, groups: Seq
             for t in range(count):
                 itc[i, t] = max(float(np.dot(query, words[t])) for query in images[i])
                 pair = module.match(features[i : i + 1], texts.ids_BT[t : t + 1], texts.mask_BT[t : t + 1])
-                itm[i, t] = float(pair[0, 1]) + itc[i, t]
+                itm[i, t] = float(pair[0, 1] - pair[0, 0]) + itc[i, t] / 0.5
     found: dict[str, float] = {}
     for way, first, again in (("i2t", itc, itm), ("t2i", itc.T, itm.T)):
         for k in (1, 5, 10):
@@ -111,7 +116,7 @@ def test_retrieval_is_what_brute_force_finds(top_k: int) -> None:
     texts = captions([4 + n % 5 for n in range(count)])
     groups = [f"thing {n % 11}" for n in range(count)]
     heard: list[str] = []
-    found = retrieval(module, features, texts, groups, top_k=top_k, batch=4, beat=heard.append)
+    found = retrieval(module, features, texts, groups, top_k=top_k, temperature=0.5, batch=4, beat=heard.append)
     assert found == pytest.approx(brute_force(module, features, texts, groups, top_k))
     assert len(found) == 12
     assert heard

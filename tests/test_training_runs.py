@@ -16,6 +16,7 @@ from ziya.model.llama import load_llama
 from ziya.model.qformer import QFormer
 
 PRETRAIN = stage("pretrain", learn={"qformer": 1.0, "vision.post_layernorm": 1.0})
+REMEMBER = stage("pretrain", name="remember", learn={"qformer": 1.0}, negativeMemory=2)
 ALIGN = stage("align", learn={"qformer": 1.0, "projection": 1.0}, text={"rowPositions": 64})
 INSTRUCT = stage("instruct", lora={"rank": 2, "dropout": 0.1}, text={"rowPositions": 64}, optimizer={"ema": 0.9})
 
@@ -41,31 +42,29 @@ def same(one: Path, other: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("name", "processes"), [("pretrain", 1), ("pretrain", 2), ("remember", 1), ("remember", 2)])
 def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_an_undisturbed_one(
-    folder: Path, tmp_path: Path, processes: int
+    folder: Path, tmp_path: Path, name: str, processes: int
 ) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     quiet, killed = output(folder, tmp_path / "one"), output(folder, tmp_path / "two")
-    assert run(folder / "job.yaml", "pretrain", quiet, processes=processes)[0] == 0
+    job = write_job(tmp_path, PRETRAIN if name == "pretrain" else REMEMBER)
+    assert run(job, name, quiet, processes=processes)[0] == 0
     for attempt, step in ((1, 3), (2, 6)):
-        process = start(folder / "job.yaml", "pretrain", killed, attempt, processes)
-        reach(killed / "pretrain", step, process)
+        process = start(job, name, killed, attempt, processes)
+        reach(killed / name, step, process)
         kill(process)
-    code, said = run(folder / "job.yaml", "pretrain", killed, 3, processes)
+    code, said = run(job, name, killed, 3, processes)
 
     assert code == 0, said
-    same(quiet / "pretrain", killed / "pretrain")
-    assert (
-        read_config(quiet / "pretrain" / "model").fingerprints
-        == read_config(killed / "pretrain" / "model").fingerprints
-    )
+    same(quiet / name, killed / name)
+    assert read_config(quiet / name / "model").fingerprints == read_config(killed / name / "model").fingerprints
 
 
 def test_a_run_resumed_on_two_processes_sees_the_same_samples_and_ends_with_the_same_weights(tmp_path: Path) -> None:
     make_folder(tmp_path / "job", dropout=0.0)
-    job = write_job(tmp_path / "job", stage("pretrain", learn={"qformer": 1.0}))
+    job = write_job(tmp_path / "job", stage("pretrain", learn={"qformer": 1.0}, negativeMemory=2))
     for name in ("one", "many"):
         (tmp_path / name).mkdir()
     alone, changed = output(tmp_path / "job", tmp_path / "one"), output(tmp_path / "job", tmp_path / "many")

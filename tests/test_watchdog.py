@@ -13,13 +13,12 @@ import pytest
 
 from training.errors import NonFinite
 from training.stopping import StopSignal
-from training.watchdog import MESSAGE_BYTES, Watchdog, check_finite, termination_message
+from training.watchdog import Watchdog, check_finite
 
 HANGS = """
 import re, sys, threading
-from functools import partial
 from pathlib import Path
-from training.watchdog import Watchdog, termination_message
+from training.watchdog import Watchdog
 
 def waits_for_a_dead_peer():
     threading.Event().wait()
@@ -28,7 +27,7 @@ def never_lets_go_of_the_interpreter():
     re.match("(a+)+$", "a" * 64 + "b")
 
 folder = Path(sys.argv[1])
-words = partial(termination_message, folder / "termination-log")
+words = (folder / "last-words").write_text
 with Watchdog(0.3, folder / "run", rank=3, last_words=words, report_seconds=float(sys.argv[3])) as watchdog:
     watchdog.beat("step 12")
     globals()[sys.argv[2]]()
@@ -62,20 +61,33 @@ print("ended", flush=True)
 """
 
 
+STOPS_AT_ONCE = """
+import threading
+from training.errors import Stopped
+from training.stopping import stopping_at_once
+
+try:
+    with stopping_at_once("nothing to save"):
+        print("ready", flush=True)
+        threading.Event().wait()
+except Stopped as error:
+    print(error, error.exit_code)
+"""
+
+
 def python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_hang_ends_the_process_and_names_the_phase_and_the_function(tmp_path: Path) -> None:
-    (tmp_path / "termination-log").touch()
     ended = python(HANGS, tmp_path, "waits_for_a_dead_peer", 30)
     assert ended.returncode == 1
     report = (tmp_path / "run" / "hang-rank3.txt").read_text()
     for text in (ended.stderr, report):
         assert text.startswith("rank 3 hangs: 'step 12' began at ")
         assert "waits_for_a_dead_peer" in text
-    assert (tmp_path / "termination-log").read_text().endswith("has not ended after 0.3 seconds")
+    assert (tmp_path / "last-words").read_text().endswith("has not ended after 0.3 seconds")
 
 
 def test_a_hang_inside_the_interpreter_is_ended_too(tmp_path: Path) -> None:
@@ -116,43 +128,25 @@ def test_numbers_that_are_not_finite_are_named() -> None:
         check_finite(7, {"itc": 1.0, "lm": math.nan}, math.inf)
 
 
-def test_the_termination_message_holds_the_last_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "termination-log"
-    termination_message(None, "nobody listens")
-    termination_message(path, "not a pod")
-    assert not path.exists()
-    path.touch()
-    termination_message(path, "step 3 失败")
-    assert path.read_text("utf-8") == "step 3 失败"
-    lines = [f"第 {number} 行" for number in range(1000)]
-    termination_message(path, "\n".join(lines))
-    kept = path.read_text("utf-8").split("\n")
-    assert kept == lines[-len(kept) :]
-    assert MESSAGE_BYTES - 20 < path.stat().st_size <= MESSAGE_BYTES
-
-
-def test_a_termination_message_without_line_ends_is_cut_between_characters(tmp_path: Path) -> None:
-    path = tmp_path / "termination-log"
-    path.touch()
-    termination_message(path, "x" + "字" * 5000)
-    assert path.read_text("utf-8") == "字" * (MESSAGE_BYTES // 3)
-
-
-def test_a_termination_message_that_cannot_be_written_does_not_hide_the_reason(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    termination_message(tmp_path, "a folder stands there")
-    assert f"{tmp_path} cannot be written" in capfd.readouterr().err
-
-
 def stopping(seconds: float) -> subprocess.Popen[str]:
-    script = STOPS.replace("SECONDS", str(seconds))
+    return started(STOPS.replace("SECONDS", str(seconds)))
+
+
+def started(script: str) -> subprocess.Popen[str]:
+    """Once it has said that it is ready."""
     process = subprocess.Popen(
         [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_has_nothing_to_save_stops_where_it_is(number: signal.Signals) -> None:
+    process = started(STOPS_AT_ONCE)
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("nothing to save 75\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -65,12 +65,12 @@ def make_folder(folder: Path, *, samples: int = 40, broken: Sequence[int] = (), 
     return folder
 
 
-def write_job(folder: Path, *stages: Mapping[str, Any]) -> Path:
+def write_job(folder: Path, *stages: Mapping[str, Any], **spec: Any) -> Path:
     job = {
         "apiVersion": "ziya.dev/v1alpha1",
         "kind": "TrainingJob",
         "metadata": {"name": "test"},
-        "spec": {"model": {"checkpoint": "initial"}, "output": {"path": str(folder)}, "stages": list(stages)},
+        "spec": {"model": {"checkpoint": "initial"}, "output": {"path": str(folder)}, "stages": list(stages), **spec},
     }
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(job, sort_keys=False))

@@ -97,6 +97,7 @@ def assemble(recipe: Recipe, places: Places, told: Told) -> Assembly:
     )
     labels = LabelHeads(objectives.label_heads, label_classes) if label_classes else None
     examines = _examiner(recipe, model, datasets, told.world, text, labels=labels)
+    examines.temperature = objectives.itc_temperature
     mixture = Mixture.over(recipe.data, sources, recipe.seed)
     return Assembly(recipe, model.config, objectives, groups, mixture, Collator(recipe, readers), examines)
 

@@ -102,8 +102,13 @@ class Checkpoints:
         self._resumed = found.step if found is not None else -1
         return found
 
+    def state(self, published: Published) -> dict[str, Any]:
+        """What `save` was given beside the tensors."""
+        state: dict[str, Any] = json.loads((published.folder / STATE).read_text("utf-8"))
+        return state
+
     def load(self, published: Published, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Loads into `tensors` in place; returns the state. Raises BadConfig when the names or shapes are others."""
+        """Loads into `tensors` in place; returns `state`. Raises BadConfig when the names or shapes are others."""
         planner = DefaultLoadPlanner()
         reader = FileSystemReader(published.folder)
         _be_quiet_about_one_process()
@@ -121,8 +126,7 @@ class Checkpoints:
             unused := set(planner.metadata.state_dict_metadata) - planner.state_dict.keys()
         ):
             raise BadConfig(f"{published.folder} has {_some(unused)}, which this run does not have")
-        state: dict[str, Any] = json.loads((published.folder / STATE).read_text("utf-8"))
-        return state
+        return self.state(published)
 
     def save(self, step: int, tensors: dict[str, Any], state: Mapping[str, Any]) -> None:
         """Copies `tensors` (a nested dict of tensors and plain values) and writes them in the background.

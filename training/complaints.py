@@ -9,6 +9,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from training.part import SHAPES
+
 _QUOTED = re.compile(r"'([^']*)'")
 
 
@@ -43,7 +45,7 @@ def _sentence(detail: Any, root: type[BaseModel]) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "string_pattern_mismatch":
-        return f"must be lower-case letters, digits and hyphens, no hyphen at either end, not {given!r}"
+        return f"{SHAPES[detail['ctx']['pattern']]}, not {given!r}"
     if kind == "value_error":
         return str(message).removeprefix("Value error, ")
     said = f", not {given!r}" if isinstance(given, str | int | float | None) else ""

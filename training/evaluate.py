@@ -8,7 +8,7 @@ Legend: I images of a record, N and D features, V visual tokens of a record.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +58,8 @@ class LabelHeads:
 class Examiner:
     """Runs `checks` on `model`, whose modules must all be loaded. `datasets` are by the checks' `data`.
 
-    `beat` hears that something is being done, many times a check.
+    `temperature` tells ITC's where it learns; without it the checkpoint's holds. `beat` hears that something is being
+    done, many times a check.
     """
 
     model: VisualLanguageModel
@@ -69,6 +70,7 @@ class Examiner:
     encoder: Encoder | None = None
     captioner: Captioner | None = None
     labels: LabelHeads | None = None
+    temperature: Callable[[], float] | None = None
     beat: Beat = unheard
     _held_out: HeldOut = field(init=False)
 
@@ -114,6 +116,7 @@ class Examiner:
             self.captioner.batch(texts),
             groups,
             top_k=check.top_k,
+            temperature=self.temperature() if self.temperature else self.model.config.itc_temperature,
             world=self.world,
             beat=self.beat,
         )

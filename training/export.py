@@ -47,13 +47,15 @@ def export(
     llama_tensors: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.bfloat16,
     name: str | None = None,
+    itc_temperature: float | None = None,
     write: bool = True,
 ) -> CheckpointConfig | None:
     """Writes the checkpoint `target`, atomically; returns its config.
 
     `learned` names parts ("vision", "qformer", "projection", "llama"); `llama_tensors` are the LLaMA by Hugging Face
-    names, merged (training/lora.py), and needed when adapters learned. Where weights are sharded every process has to
-    make the call, and only the one with `write` writes. Raises CheckpointError.
+    names, merged (training/lora.py), and needed when adapters learned. `itc_temperature` is for where ITC learned.
+    Where weights are sharded every process has to make the call, and only the one with `write` writes. Raises
+    CheckpointError.
     """
     config = read_config(base)
     vision = _vision(model, dtype) if "vision" in learned else base / "vision"
@@ -63,7 +65,8 @@ def export(
         llama = _llama(model, base, _llama_tensors(model, base, learned, llama_tensors, dtype), dtype)
     if not write:
         return None
-    new = replace(config, name=name or config.name, fingerprints={})
+    learnt = config.itc_temperature if itc_temperature is None else itc_temperature
+    new = replace(config, name=name or config.name, itc_temperature=learnt, fingerprints={})
     return save_checkpoint(target, config=new, vision=vision, qformer=qformer, llama=llama)
 
 

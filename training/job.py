@@ -2,6 +2,7 @@
 
 Names are Kubernetes' (camelCase); every unknown one is refused with its path. What a stage sets of its recipe is
 under `train`, field by field (training/override.py), so that a stage and its recipe map onto each other one to one.
+Fields, defaults and bounds are those of deploy/operator/crd.yaml. An object as the Kubernetes API gives it is read too.
 """
 
 from __future__ import annotations
@@ -12,137 +13,140 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
+from training.cluster_spec import Pod, Promotion, Resources
 from training.complaints import complaints, did_you_mean, one_of
 from training.errors import BadConfig
 from training.override import applied
+from training.part import Name, ObjectName, Part, Place, Word
 from training.recipe import LANGUAGES, TASKS, Recipe
 from training.stages import STAGES
 from training.strict_yaml import StrictLoader
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
 StageType = Literal["data", "vision", "pretrain", "align", "instruct", "chat", "eval", "merge", "promote"]
 TRAINS = frozenset(STAGES)
+Seconds = Annotated[float, Field(ge=0, le=86400)]
+TEN_YEARS = 315_360_000
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
-
-
-class Backoff(_Part):
+class Backoff(Part):
     """Seconds between tries: `initial`, doubled each time, up to `max`."""
 
-    initial: float = Field(default=10.0, ge=0)
-    max: float = Field(default=600.0, ge=0)
+    initial: Seconds = 10.0
+    max: Seconds = 600.0
 
 
-class Retry(_Part):
+class Retry(Part):
     """How often a stage is tried again after failing; disruptions (evictions) have a budget of their own."""
 
-    limit: int = Field(default=3, ge=0)
-    disruption_limit: int = Field(default=20, ge=0)
+    limit: int = Field(default=3, ge=0, le=100)
+    disruption_limit: int = Field(default=20, ge=0, le=10_000)
     backoff: Backoff = Backoff()
 
 
-class Parallelism(_Part):
+class Parallelism(Part):
     """Processes: `nodes` × `procs_per_node`. Without `strategy` the recipe's stands."""
 
-    nodes: int = Field(default=1, ge=1)
-    procs_per_node: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1, le=512)
+    procs_per_node: int = Field(default=1, ge=1, le=64)
     strategy: Literal["ddp", "fsdp"] | None = None
 
 
-class Checkpointing(_Part):
+class Checkpointing(Part):
     """When training checkpoints are made and how many are kept; what is not set is the recipe's."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    every_seconds: float | None = Field(default=None, gt=0)
-    keep: int | None = Field(default=None, ge=1)
-    grace_seconds: int = Field(default=30, ge=1)
+    every_seconds: float | None = Field(default=None, gt=0, le=604_800)
+    keep: int | None = Field(default=None, ge=1, le=1000)
+    grace_seconds: int = Field(default=30, ge=1, le=86400)
 
 
-class Gate(_Part):
+class Gate(Part):
     """The stage fails unless this metric of its evaluation is at least so much."""
 
-    metric: str
+    metric: str = Field(min_length=1, max_length=128)
     at_least: float
 
 
-class DataSource(_Part):
+class DataSource(Part):
     """One source of a stage's data: training.recipe.Source."""
 
-    data: str = Field(min_length=1)
+    data: str = Field(min_length=1, max_length=2048)
     task: Annotated[str, AfterValidator(one_of("task", TASKS))] = "caption"
     language: Annotated[str, AfterValidator(one_of("language", LANGUAGES))] = "en"
-    ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    field: str | None = None
-    templates: str | None = None
+    ratio: float = Field(default=1.0, gt=0, le=1e9, allow_inf_nan=False)
+    field: Word | None = None
+    templates: Word | None = None
 
 
-class Stage(_Part):
+class Stage(Part):
     """One stage. `recipe` names a function of training/stages.py (default: the type's own)."""
 
     name: Name
     type: StageType
-    recipe: str | None = None
-    needs: tuple[Name, ...] = ()
-    data: tuple[DataSource, ...] = ()
-    train: dict[str, Any] = {}
+    recipe: Word | None = None
+    needs: Annotated[tuple[Name, ...], Field(max_length=32)] = ()
+    data: Annotated[tuple[DataSource, ...], Field(max_length=64)] = ()
+    train: dict[str, Any] = Field(default_factory=dict, max_length=64)
     parallelism: Parallelism = Parallelism()
-    resources: dict[str, Any] = {}
+    resources: Resources = Resources()
     retry: Retry = Retry()
     checkpoint: Checkpointing = Checkpointing()
     gate: Gate | None = None
-    builder: str | None = None
-    options: dict[str, Any] = {}
+    builder: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    options: dict[str, Any] = Field(default_factory=dict, max_length=64)
+    shards: int = Field(default=1, ge=1, le=1024)
 
 
-class Model(_Part):
+class Model(Part):
     """The checkpoint the first stage starts from, a folder relative to the output folder or absolute."""
 
-    checkpoint: str
+    checkpoint: Place
 
 
-class Output(_Part):
-    """Where results go: on this machine a folder, on a cluster a claim or an object store's URL."""
+class Output(Part):
+    """Where results go: on this machine a folder, on a cluster a claim."""
 
-    path: str | None = None
-    pvc: str | None = None
-    url: str | None = None
+    path: Place | None = None
+    pvc: ObjectName | None = None
 
 
-class Spec(_Part):
+class Spec(Part):
     """What the job does, in order."""
 
     model: Model
     stages: tuple[Stage, ...] = Field(min_length=1, max_length=32)
     output: Output = Output()
-    queue_name: str | None = None
-    priority_class_name: str | None = None
+    pod: Pod = Pod()
+    queue_name: Annotated[ObjectName, Field(max_length=63)] | None = None
+    priority_class_name: ObjectName | None = None
     suspend: bool = False
-    active_deadline_seconds: int | None = Field(default=None, ge=1)
-    ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
-    promotion: dict[str, Any] = {}
+    active_deadline_seconds: int | None = Field(default=None, ge=1, le=TEN_YEARS)
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=TEN_YEARS)
+    promotion: Promotion | None = None
 
 
-class Metadata(_Part):
-    """Kubernetes' own; only the name matters here."""
+class Metadata(Part):
+    """Kubernetes' own; only the name matters here, and what the API server adds is let pass."""
+
+    model_config = ConfigDict(extra="ignore")
 
     name: Name
     namespace: str | None = None
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
 
 
-class TrainingJob(_Part):
+class TrainingJob(Part):
     """The whole file."""
 
     api_version: Literal["ziya.dev/v1alpha1"]
     kind: Literal["TrainingJob"]
     metadata: Metadata
     spec: Spec
+    # The operator's; written back it would be refused or ignored.
+    status: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
 
     def stage(self, name: str) -> Stage:
         """Raises BadConfig when there is none of that name."""
@@ -178,7 +182,7 @@ def parse(raw: Any, where: str) -> TrainingJob:
         job = TrainingJob.model_validate_json(json.dumps(raw, default=str), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise BadConfig("\n".join(f"{where}: {line}" for line in complaints(error, TrainingJob))) from error
-    if wrong := list(_wrong(job.spec.stages)):
+    if wrong := [*_wrong(job.spec.stages), *_unpromoted(job.spec)]:
         raise BadConfig("\n".join(f"{where}: {line}" for line in wrong))
     return job
 
@@ -202,12 +206,19 @@ def _wrong(stages: Sequence[Stage]) -> Iterator[str]:
         yield from _gate(stage, recipe, path)
 
 
+def _unpromoted(spec: Spec) -> Iterator[str]:
+    names = [stage.name for stage in spec.stages if stage.type == "promote"]
+    if names and spec.promotion is None:
+        yield f"spec.promotion: is missing: the stage {names[0]!r} of type promote needs an InferenceService's name"
+
+
 def _unfit(stage: Stage, path: str) -> Iterator[str]:
     """Against its type."""
     if stage.type == "data" and not stage.builder:
         yield f"{path}.builder: a stage of type data needs a builder: a Python module with a function build(folder, …)"
-    if stage.type != "data" and (stage.builder or stage.options):
-        yield f"{path}.{'builder' if stage.builder else 'options'}: only a stage of type data has it"
+    if stage.type != "data":
+        said = {"builder": stage.builder, "options": stage.options, "shards": stage.shards != 1}
+        yield from (f"{path}.{name}: only a stage of type data has it" for name, value in said.items() if value)
     if stage.type in TRAINS and not stage.data:
         yield f"{path}.data: a stage of type {stage.type} needs data: a list of sources"
     if stage.type not in TRAINS:

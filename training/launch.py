@@ -4,6 +4,8 @@ torchrun starts and watches the processes, on one machine by itself or on severa
 (that is how a Kubernetes Job calls it). What it does not do is pass on the exit code of what it ran: 42 (do not
 retry) and 75 (stopped after a checkpoint) both become 1. So the first process leaves its verdict in the stage's folder
 and this program ends with it. SIGTERM goes to every process, which then have the grace period to save.
+
+In a pod it also sees to the last words (training/last_words.py) of processes that were killed before they could speak.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
+from training.last_words import LastWords
 from training.stage_folder import StageFolder
 
 
@@ -47,21 +50,27 @@ def launch(attempt: Attempt, processes: int, grace_seconds: int) -> int:
         alone = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", f"--rdzv-id={uuid.uuid4()}"]
         options += [*alone, f"--nproc-per-node={processes}"]
     config, command, arguments = config_from_args(parse_args([*options, *attempt.arguments()]))  # type: ignore[no-untyped-call]
+    words, ended = LastWords.from_environment(), ""
+    words.forget()
     stopped = False
     try:
         elastic_launch(config, command)(*arguments)
     except SignalException:
-        stopped = True
+        stopped, ended = True, f"told to stop, and not done with it after {grace_seconds} seconds"
     except ChildFailedError as error:
-        print(f"stage {attempt.stage}: {_first_failure(error)}", file=sys.stderr)
+        ended = _first_failure(error)
+        print(f"stage {attempt.stage}: {ended}", file=sys.stderr)
     verdict = StageFolder(attempt.output / attempt.stage).verdict(attempt.number)
-    if verdict is not None:
-        return verdict[0]
-    return 128 + signal.SIGTERM if stopped else 1
+    code, reason = verdict or (128 + signal.SIGTERM if stopped else 1, ended)
+    if code:
+        words.failure(code, "Stopped" if stopped else "ChildFailed", reason)
+    return code
 
 
 def _first_failure(error: ChildFailedError) -> str:
     rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        return f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}"
     return f"process {rank} ended with code {failure.exitcode}"
 
 

@@ -32,6 +32,7 @@ _LIMITS: Mapping[str, tuple[float, float | None]] = {
     "lora.rank": (1, None),
     "lora.dropout": (0, 1),
     "label_smoothing": (0, 1),
+    "negative_memory": (0, None),
     "bad_share": (0, 1),
     "hang_seconds": (1, None),
 }

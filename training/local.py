@@ -8,13 +8,11 @@ same command again goes on where the last run ended, whatever ended it.
 from __future__ import annotations
 
 import fcntl
-import importlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,11 +22,11 @@ from types import FrameType
 from training.errors import EXIT_BAD_CONFIG, EXIT_STOPPED, BadConfig, Stopped, TrainingError
 from training.job import Stage, TrainingJob, load
 from training.launch import Attempt
+from training.pieces import Pieces
 from training.stage_folder import StageFolder
 from ziya.leash import on_leash
 
 Say = Callable[[str], None]
-BUILD = "build"
 ENVIRONMENT = {
     # Threads that spin while they wait take the cores from the loader's processes.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -80,15 +78,16 @@ class LocalRun:
             self._attempts(stage, folder, job)
 
     def _data(self, stage: Stage, folder: StageFolder) -> None:
-        """Calls `build(folder, **options)` of the stage's builder module."""
-        began = time.monotonic()
-        self.say(f"{stage.name}: building the data with {stage.builder}")
-        try:
-            build = getattr(importlib.import_module(stage.builder or ""), BUILD)
-        except (ImportError, ValueError, AttributeError) as error:
-            raise BadConfig(f"{stage.name}: builder {stage.builder!r} has no function {BUILD!r} ({error})") from error
-        build(folder.path, **stage.options)
-        folder.finish({"stage": stage.name, "seconds": round(time.monotonic() - began, 1)})
+        """Builds what is missing of its pieces."""
+        pieces = Pieces(stage, folder)
+        for number in pieces.missing():
+            piece = f" (piece {number + 1} of {stage.shards})" if stage.shards > 1 else ""
+            self.say(f"{stage.name}: building the data with {stage.builder}{piece}")
+            pieces.build(number)
+            if self._asked_to_stop:
+                raise Stopped(f"{stage.name}: stopped after a piece; the same command goes on from there")
+        if not folder.is_done:
+            pieces.build(0)  # which is there, but somebody has removed the stage's done.json
 
     def _attempts(self, stage: Stage, folder: StageFolder, job: TrainingJob) -> None:
         left = stage.retry.limit

@@ -97,11 +97,13 @@ class Loop:
         published = self.m.checkpoints.latest()
         if published is None:
             return False
-        state = self.m.checkpoints.load(published, self.m.optimization.tensors())
+        state = self.m.checkpoints.state(published)
         if state["stage"] != self.m.recipe.stage:
             raise BadConfig(
                 f"{published.folder}: a checkpoint of stage {state['stage']!r}, not {self.m.recipe.stage!r}"
             )
+        self.m.objectives.memory.lay_out(state["memory"], self.m.world.device)
+        self.m.checkpoints.load(published, self._tensors())
         self.step = state["step"]
         self.cursor = self.m.mixture.cursor(state["cursor"])
         self.m.bad.restore(state["bad"])
@@ -219,10 +221,15 @@ class Loop:
             "cursor": self.m.mixture.to_json(self.cursor),
             "bad": self.m.bad.state(),
             "flops_a_unit": self.m.flops.a_unit,
+            "memory": self.m.objectives.memory.layout(),
         }
-        self.m.checkpoints.save(self.step, self.m.optimization.tensors(), state)
+        self.m.checkpoints.save(self.step, self._tensors(), state)
         self._stalled = self.m.checkpoints.last_stall_seconds
         self._saved_at = time.monotonic()
+
+    def _tensors(self) -> dict[str, Any]:
+        remembered = self.m.objectives.memory.tensors()
+        return self.m.optimization.tensors() | ({"memory": remembered} if remembered else {})
 
     def _check(self) -> Mapping[str, float]:
         self.m.watchdog.beat(f"evaluating step {self.step}")

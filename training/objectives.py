@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from training.data.batch import Batch, Captions, Pictures, Rows
 from training.errors import BadConfig
-from training.losses import captioning, classify, contrast, language, matching
+from training.lora import whole
+from training.losses import captioning, classify, contrast, language, matching, memory
 from training.model import VisualLanguageModel, there
 from training.peers import Peers
 from training.recipe import LOSSES, Recipe
@@ -44,6 +45,8 @@ class Crowd(NamedTuple):
     to_image_BG: Tensor
     group_G: Tensor
     valid_G: Tensor
+    images_GQJ: Tensor
+    texts_GJ: Tensor
 
 
 class Objectives(nn.Module):
@@ -53,6 +56,7 @@ class Objectives(nn.Module):
         super().__init__()
         _check(model, recipe, label_classes)
         self.model, self.recipe = model, recipe
+        self.memory = memory.Memory(recipe.negative_memory if "itm" in recipe.losses else 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             if "itg" in recipe.losses:
@@ -60,12 +64,17 @@ class Objectives(nn.Module):
                 self.itg_head = captioning.CaptionHead(text.hidden_size, text.vocab_size, text.layer_norm_eps)
             if {"itc", "itm"} & set(recipe.losses):
                 # One element and not a scalar, which could not be sharded.
-                self.temperature = nn.Parameter(torch.tensor([contrast.TEMPERATURE]))
+                self.temperature = nn.Parameter(torch.tensor([model.config.itc_temperature]))
             if "classify" in recipe.losses:
                 width = model.config.vision_width
                 self.label_heads = nn.ModuleDict(
                     {name: nn.Linear(width, label_classes[name]) for name in recipe.labels}
                 )
+
+    def itc_temperature(self) -> float:
+        """As it is now; where no loss of the recipe has one, the checkpoint's. With FSDP every process has to ask."""
+        known = getattr(self, "temperature", None)
+        return self.model.config.itc_temperature if known is None else float(contrast.bounded(whole(known)))
 
     def blocks(self) -> list[nn.Module]:
         """The transformer layers of all loaded parts: units of sharding, of recomputing and of compiling."""
@@ -165,6 +174,8 @@ class Objectives(nn.Module):
                 to_image_BG / temperature,
                 peers.gather_plain(batch.group_B),
                 peers.gather_plain(batch.valid_B),
+                images_GQJ.detach(),
+                texts_GJ.detach(),
             )
 
     def _contrast(self, batch: Batch, crowd: Crowd) -> Tensor:
@@ -173,16 +184,41 @@ class Objectives(nn.Module):
         return contrast.contrast(crowd.to_text_BG, crowd.to_image_BG, targets_BG, batch.valid_B, crowd.valid_G)
 
     def _matching(self, batch: Batch, crowd: Crowd, features_BND: Tensor, captions: Captions, peers: Peers) -> Tensor:
-        qformer, total = there(self.model.qformer, "qformer"), len(crowd.valid_G)
-        possible_BG = crowd.valid_G & (batch.group_B[:, None] != crowd.group_G)
-        noise_2BG = matching.noise(self.recipe.seed, batch.position_B.tolist(), total).to(features_BND.device)
-        wrong = matching.draw_negatives(crowd.to_text_BG.detach(), crowd.to_image_BG.detach(), possible_BG, noise_2BG)
-        own, every = _gather_captions(captions, peers)
-        images_PBND = torch.cat([features_BND, peers.gather(features_BND)[wrong.image_B], features_BND])
-        ids_PBT = torch.cat([own.ids_BT, own.ids_BT, every.ids_BT[wrong.text_B]])
-        mask_PBT = torch.cat([own.mask_BT, own.mask_BT, every.mask_BT[wrong.text_B]])
-        logits = _exact(qformer.match(images_PBND, ids_PBT, mask_PBT))
+        qformer = there(self.model.qformer, "qformer")
+        longest = self.recipe.text.caption_tokens if self.memory.size else None
+        own, every = _gather_captions(captions, peers, longest)
+        now = memory.Seen(
+            crowd.images_GQJ,
+            crowd.texts_GJ,
+            crowd.group_G,
+            crowd.valid_G,
+            peers.gather(features_BND),
+            every.ids_BT,
+            every.mask_BT,
+        )
+        pool = self.memory.beside(now)
+        wrong = self._draw(batch, crowd, pool, peers)
+        images_PBND = torch.cat([features_BND, pool.features_of(wrong.image_B), features_BND])
+        ids_PBT = torch.cat([own.ids_BT, own.ids_BT, pool.ids_CT[wrong.text_B]])
+        mask_PBT = torch.cat([own.mask_BT, own.mask_BT, pool.mask_CT[wrong.text_B]])
+        widest = int(mask_PBT.sum(1).max()) if self.memory.size else mask_PBT.shape[1]
+        self.memory.remember(now)
+        logits = _exact(qformer.match(images_PBND, ids_PBT[:, :widest], mask_PBT[:, :widest]))
         return matching.matching(logits.view(matching.PAIRS, -1, 2), batch.valid_B, wrong.there_B)
+
+    @torch.no_grad()
+    def _draw(self, batch: Batch, crowd: Crowd, pool: memory.Candidates, peers: Peers) -> matching.Negatives:
+        """Hard negatives, from this micro-batch and those that are remembered."""
+        to_text_BC, to_image_BC = crowd.to_text_BG, crowd.to_image_BG
+        if self.memory.size:
+            mine = slice(peers.rank * len(batch.valid_B), (peers.rank + 1) * len(batch.valid_B))
+            ours = crowd.images_GQJ[mine], crowd.texts_GJ[mine]
+            both = contrast.similarity(*ours, pool.images_CQJ, pool.texts_CJ)
+            temperature = contrast.bounded(_exact(self.temperature))
+            to_text_BC, to_image_BC = (scores_BC / temperature for scores_BC in both)
+        possible_BC = pool.valid_C & (batch.group_B[:, None] != pool.group_C)
+        noise_2BC = matching.noise(self.recipe.seed, batch.position_B.tolist(), len(pool.valid_C))
+        return matching.draw_negatives(to_text_BC, to_image_BC, possible_BC, noise_2BC.to(possible_BC.device))
 
     def _classify(self, batch: Batch, features_BND: Tensor) -> Tensor:
         if batch.labels is None:
@@ -218,6 +254,8 @@ def _check(model: VisualLanguageModel, recipe: Recipe, label_classes: Mapping[st
     losses = set(recipe.losses)
     if not losses or losses - set(LOSSES):
         raise BadConfig(f"losses must be some of {', '.join(LOSSES)}, not {', '.join(sorted(losses)) or 'nothing'}")
+    if recipe.negative_memory and any(part.split(".")[0] == "vision" for part in recipe.learn):
+        raise BadConfig("negativeMemory keeps features of a frozen ViT, but learn names vision")
     if losses - {"lm"} and recipe.images.cache == "tokens":
         raise BadConfig(f"cached tokens serve the loss lm alone, not {', '.join(sorted(losses - {'lm'}))}")
     if losses & {"itc", "itm"} and not model.config.retrieval:
@@ -239,10 +277,11 @@ def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _gather_captions(captions: Captions, peers: Peers) -> tuple[Captions, Captions]:
-    """Own and all processes' captions, padded to one length."""
+def _gather_captions(captions: Captions, peers: Peers, widest: int | None = None) -> tuple[Captions, Captions]:
+    """Own and all processes' captions, padded to one length: `widest`, or that of the longest."""
     length = captions.ids_BT.shape[1]
-    widest = int(peers.gather_plain(torch.tensor([length], device=captions.ids_BT.device)).max())
+    if widest is None or length > widest:
+        widest = int(peers.gather_plain(torch.tensor([length], device=captions.ids_BT.device)).max())
 
     def pad(x: Tensor) -> Tensor:
         return nn.functional.pad(x, (0, widest - length))

@@ -148,7 +148,8 @@ class Check:
 class Recipe:
     """One stage. `losses` gives weights of LOSSES; `learn` gives parts and their share of the rate; the rest is frozen.
 
-    `labels` gives the record's labels that the `classify` loss learns, and their weights. A run stops when more than
+    `labels` gives the record's labels that the `classify` loss learns, and their weights. `negative_memory` is how many
+    micro-batches before this one ITM's hard negatives may come from, too (BLIP-2: none). A run stops when more than
     `bad_share` of its samples are bad, or when a step takes longer than `hang_seconds`.
     """
 
@@ -164,6 +165,7 @@ class Recipe:
     saving: Saving = Saving()
     checks: tuple[Check, ...] = ()
     label_smoothing: float = 0.1
+    negative_memory: int = 0
     bad_share: float = 0.01
     hang_seconds: float = 600.0
     seed: int = 42

@@ -1,7 +1,9 @@
 """Zero-shot retrieval: does a picture find its text among all, and a text its picture?
 
-First by ITC (the best cosine over the queries), then the `top_k` most similar are ranked anew by ITM's positive logit
-plus that cosine, as LAVIS evaluates BLIP-2; the others stay behind them in ITC's order. Things of one group are the
+First by ITC (the best cosine over the queries), then the `top_k` most similar are ranked anew by both: ITM's log-odds
+that the pair matches plus the cosine divided by ITC's temperature, which are the logarithms of what each of the two
+losses has learnt to be the odds. LAVIS adds the cosine as it is to ITM's positive logit, where it hardly weighs
+anything: `temperature` 1 is nearly that. The others stay behind them in ITC's order. Things of one group are the
 same thing: any of them is right. A pair that is a candidate of its picture and of its text is matched once.
 
 Legend: I images and as many texts, N and D features, Q queries, J joint width, B rows of a batch, K candidates of a
@@ -45,6 +47,7 @@ def retrieval(
     groups: Sequence[str],
     *,
     top_k: int = 128,
+    temperature: float = 0.07,
     batch: int = 128,
     world: World = _ALONE,
     beat: Beat = unheard,
@@ -68,10 +71,10 @@ def retrieval(
     rows_I1 = torch.arange(count)[:, None]
     pairs = [rows_I1 * count + candidates[0], candidates[1] * count + rows_I1]
     once_P: Tensor = torch.unique(torch.cat([some.flatten() for some in pairs]))
-    logits_P = reader.match(once_P)
+    odds_P = reader.match(once_P)
     found: dict[str, float] = {}
     for way, ranking, pairs_IK in zip(("i2t", "t2i"), rankings, pairs, strict=True):
-        again_IK = reranked(ranking, logits_P[torch.searchsorted(once_P, pairs_IK)])
+        again_IK = reranked(ranking, odds_P[torch.searchsorted(once_P, pairs_IK)], temperature)
         found |= {f"itc_{way}_r{k}": share for k, share in recalls(ranking.best_IK, same_I).items()}
         found |= {f"itm_{way}_r{k}": share for k, share in recalls(again_IK, same_I).items()}
     return found
@@ -83,10 +86,10 @@ def recalls(best_IK: Tensor, same_I: Tensor) -> dict[int, float]:
     return {k: float(right_IK[:, :k].any(1).double().mean()) for k in AT}
 
 
-def reranked(ranking: Ranking, logits_IK: Tensor) -> Tensor:
-    """The best columns again, the first of them in the order of logit + cosine; the rest has no logit and stays."""
-    first = logits_IK.shape[1]
-    order_IK = (logits_IK + ranking.cosine_IK[:, :first]).argsort(dim=1, descending=True)
+def reranked(ranking: Ranking, odds_IK: Tensor, temperature: float) -> Tensor:
+    """The best columns again, the first of them in the order of log-odds + cosine / temperature; the rest stays."""
+    first = odds_IK.shape[1]
+    order_IK = (odds_IK + ranking.cosine_IK[:, :first] / temperature).argsort(dim=1, descending=True)
     return torch.cat([ranking.best_IK.gather(1, order_IK), ranking.best_IK[:, first:]], dim=1)
 
 
@@ -111,13 +114,14 @@ class _Reader:
         return self.world.gather([both] if self.world.rank == 0 else [])[0]
 
     def match(self, pairs_P: Tensor) -> Tensor:
-        """ITM's positive logit of each pair, float32 on the CPU."""
-        logits = []
+        """ITM's log-odds of each pair, float32 on the CPU."""
+        odds = []
         for some in self._parts(len(pairs_P)):
             self.beat(f"matching pictures and texts: {some.stop} of {len(pairs_P)} pairs")
             images, texts = pairs_P[some] // len(self.features_IND), pairs_P[some] % len(self.features_IND)
-            logits.append(self.qformer.match(self._features(images), *self._texts(texts))[:, 1].float().cpu())
-        return torch.cat(self.world.gather(logits))
+            logits_B2 = self.qformer.match(self._features(images), *self._texts(texts)).float()
+            odds.append((logits_B2[:, 1] - logits_B2[:, 0]).cpu())
+        return torch.cat(self.world.gather(odds))
 
     def _embeddings(self) -> tuple[Tensor, Tensor]:
         """Unit vectors of all images [I, Q, J] and texts [I, J], on the Q-Former's device."""

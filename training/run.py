@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import torch
 
-from training import lora
 from training.assemble import Assembly, Places, Told, assemble
 from training.bar import Bar
 from training.checkpoint import Checkpoints
@@ -34,26 +33,23 @@ from training.endpoint import Endpoint, EndpointConfig
 from training.errors import BadConfig, TrainingError
 from training.eval_stage import examine
 from training.evaluate import write_report
-from training.export import export
 from training.flops import FlopMeter, peak_flops
 from training.gate import Gate, enforce
 from training.job import TRAINS, Stage, TrainingJob, load
 from training.json_log import JsonLog
+from training.last_words import LastWords
+from training.leaving import leave_model, leave_summary
 from training.loop import Loop, Machinery
-from training.model import there
 from training.optimizer import Optimization
 from training.override import recipe_of
 from training.peers import Peers
 from training.progress import Progress, Sink
 from training.recipe import Recipe
 from training.stage_folder import StageFolder
-from training.stopping import StopSignal
+from training.stopping import StopSignal, stopping_at_once
 from training.tensorboard import TensorBoard
-from training.watchdog import Watchdog, termination_message
+from training.watchdog import Watchdog
 from ziya.checkpoint import CheckpointError
-
-TERMINATION_LOG = Path("/dev/termination-log")
-MERGE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -79,13 +75,12 @@ class Life(NamedTuple):
     stop: StopSignal
 
 
-def train(run: Run) -> Mapping[str, float]:
+def train(run: Run, words: LastWords | None = None) -> Mapping[str, float]:
     """Trains to the end, exports, and returns the metrics of the last evaluation; goes on from a checkpoint if any.
 
     Raises TrainingError (Stopped after SIGTERM, GateFailed) or CheckpointError.
     """
-    began, recipe = time.monotonic(), run.recipe
-    words = partial(_last_words, run)
+    began, recipe, words = time.monotonic(), run.recipe, words or LastWords.from_environment()
     with ExitStack() as held:
         world = held.enter_context(join(2 * recipe.hang_seconds))
         stop = held.enter_context(StopSignal())
@@ -93,7 +88,8 @@ def train(run: Run) -> Mapping[str, float]:
         peak = peak_flops(world.device, dtype)
         progress = Progress(_sinks(run) if world.rank == 0 else (), peak * world.size if peak else None)
         held.callback(progress.close)
-        watchdog = held.enter_context(Watchdog(recipe.hang_seconds, run.folder.path, rank=world.rank, last_words=words))
+        hangs = partial(_leave, run.folder, run.attempt, words, code=TrainingError.exit_code, error="Hang")
+        watchdog = held.enter_context(Watchdog(recipe.hang_seconds, run.folder.path, rank=world.rank, last_words=hangs))
         watchdog.beat("loading the model and the data")
         checkpoints = Checkpoints(
             run.folder.checkpoints,
@@ -109,18 +105,19 @@ def train(run: Run) -> Mapping[str, float]:
         assembly = assemble(recipe, run.places, told)
         assembly.examiner.beat = watchdog.beat
         loop = Loop(_machinery(run, assembly, told, Life(checkpoints, watchdog, stop)))
+        words.step = lambda: loop.step or None
         if loop.resume():
             progress.note(f"goes on after step {loop.step} of {recipe.optimizer.steps}")
         ahead = plans(assembly.mixture, loop.cursor, recipe.optimizer, world, loop.step)
         metrics = loop.run(load_data(assembly.collator, ahead, recipe.compute.workers))
         watchdog.beat("exporting the checkpoint")
         loop.m.optimization.swap_means()
-        _export(run, assembly, world)
+        leave_model(run, assembly, world)
         if world.rank == 0:
             loop.m.bad.write(run.folder.bad_samples)
         enforce(run.gate, metrics)
         if world.rank == 0:
-            _finish(run, metrics, time.monotonic() - began)
+            leave_summary(run, metrics, time.monotonic() - began)
         world.barrier()
     return metrics
 
@@ -159,47 +156,6 @@ def _evaluate(run: Run, assembly: Assembly, world: World, keep_features: bool, s
     return metrics
 
 
-def _export(run: Run, assembly: Assembly, world: World) -> None:
-    """Writes model/ and adapter/. All processes take part where weights are sharded; the first one writes."""
-    model, recipe, writes = assembly.objectives.model, run.recipe, world.rank == 0
-    learned = {part.split(".")[0] for part, share in recipe.learn.items() if share > 0}
-    tensors = lora.merged_state(there(model.llama, "llama")) if "llama" in learned else None
-    if recipe.lora is not None and world.size == 1:
-        _check_merge(assembly)
-    if recipe.lora is not None:
-        lora.save_adapter(there(model.llama, "llama"), run.folder.adapter, write=writes)
-    export(
-        model,
-        run.places.base,
-        run.folder.model,
-        learned=learned,
-        llama_tensors=tensors,
-        dtype=torch.bfloat16,
-        name=run.name,
-        write=writes,
-    )
-
-
-def _check_merge(assembly: Assembly) -> None:
-    """The merged model must say what the one with adapters says. Raises TrainingError when it does not."""
-    llama = there(assembly.objectives.model.llama, "llama")
-    ids_BT = torch.arange(32, device=llama.device).view(1, -1) % llama.config.vocab_size
-    if (error := lora.merge_error(llama, ids_BT)) > MERGE_TOLERANCE:
-        raise TrainingError(f"merging the LoRA adapters changes a logit by {error:.2g}, more than {MERGE_TOLERANCE}")
-
-
-def _finish(run: Run, metrics: Mapping[str, float], seconds: float) -> None:
-    summary = {
-        "stage": run.recipe.stage,
-        "step": run.recipe.optimizer.steps,
-        "metrics": dict(metrics),
-        "attempt": run.attempt,
-        "seconds": round(seconds, 1),
-    }
-    run.folder.finish(summary)
-    run.folder.leave(run.attempt, 0, "done")
-
-
 def _sinks(run: Run) -> list[Sink]:
     stage, steps = run.recipe.stage, run.recipe.optimizer.steps
     sinks: list[Sink] = [
@@ -209,17 +165,6 @@ def _sinks(run: Run) -> list[Sink]:
     ]
     endpoint = EndpointConfig.from_environment()
     return [*sinks, Endpoint(endpoint)] if endpoint is not None else sinks
-
-
-def _last_words(run: Run, reason: str) -> None:
-    _leave(run.folder, run.attempt, TrainingError.exit_code, reason)
-
-
-def _leave(folder: StageFolder, attempt: int, code: int, reason: str) -> None:
-    """The first process has the last word; another one speaks only where there is none yet."""
-    if int(os.environ.get("RANK", "0")) == 0 or folder.verdict(attempt) is None:
-        folder.leave(attempt, code, reason)
-    termination_message(TERMINATION_LOG, reason)
 
 
 def run_of(job: TrainingJob, stage: Stage, output: Path, attempt: int) -> Run:
@@ -247,23 +192,46 @@ def _resolve(checkpoint: str, output: Path) -> Path:
 
 
 def attempt_stage(job_file: Path, stage: str, output: Path, attempt: int) -> int:
-    """Runs it; returns the exit code, whose reason is on stderr and in the stage's folder."""
-    folder = StageFolder(output / stage)
+    """Runs it; returns the exit code, whose reason is on stderr, in the stage's folder and in the last words."""
+    folder, words = StageFolder(output / stage), LastWords.from_environment()
+    if "LOCAL_RANK" not in os.environ:
+        words.forget()  # with torchrun its launcher did
     try:
-        job = load(job_file)
-        run = run_of(job, job.stage(stage), output, attempt)
-        if job.stage(stage).type == "eval":
-            examine(run.recipe, run.places, run.folder, attempt=attempt, gate=run.gate)
-        else:
-            train(run)
+        _attempt(load(job_file), stage, output, attempt, words)
+        words.success(folder.summary())
         return 0
-    except CheckpointError as error:
-        code, reason = BadConfig.exit_code, str(error)
-    except TrainingError as error:
-        code, reason = error.exit_code, str(error)
-    print(f"{stage}: {reason}", file=sys.stderr, flush=True)
-    _leave(folder, attempt, code, reason)
-    return code
+    except (TrainingError, CheckpointError) as error:
+        code = error.exit_code if isinstance(error, TrainingError) else BadConfig.exit_code
+        print(f"{stage}: {error}", file=sys.stderr, flush=True)
+        _leave(folder, attempt, words, str(error), code=code, error=type(error).__name__)
+        return code
+    except Exception as error:
+        # Often what another process's end does to this one: that process's verdict stands.
+        if folder.verdict(attempt) is None:
+            folder.leave(attempt, TrainingError.exit_code, f"{type(error).__name__}: {error}")
+        words.failure(TrainingError.exit_code, type(error).__name__, str(error))
+        raise
+
+
+def _attempt(job: TrainingJob, name: str, output: Path, attempt: int, words: LastWords) -> None:
+    stage = job.stage(name)
+    run = run_of(job, stage, output, attempt)
+    if run.folder.is_done:
+        # Whoever started this attempt never heard of the one that finished.
+        print(f"{name}: done before", file=sys.stderr, flush=True)
+        run.folder.leave(attempt, 0, "done before")
+    elif stage.type == "eval":
+        with stopping_at_once(f"the evaluation {name!r} was stopped and has to begin again"):
+            examine(run.recipe, run.places, run.folder, attempt=attempt, gate=run.gate)
+    else:
+        train(run, words)
+
+
+def _leave(folder: StageFolder, attempt: int, words: LastWords, reason: str, *, code: int, error: str) -> None:
+    """The first process has the last word in the folder; another one speaks only where there is none yet."""
+    words.failure(code, error, reason)
+    if int(os.environ.get("RANK", "0")) == 0 or folder.verdict(attempt) is None:
+        folder.leave(attempt, code, reason)
 
 
 def main() -> None:

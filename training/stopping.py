@@ -2,14 +2,18 @@
 
 Kubernetes, torchrun and a person at the terminal all ask by a signal (SIGTERM, SIGTERM, Ctrl-C). The handler only
 notes it: the processes then agree on a step, publish its checkpoint and end. Who presses Ctrl-C a second
-time does not want to wait for that, and gets KeyboardInterrupt at once.
+time does not want to wait for that, and gets KeyboardInterrupt at once. What has nothing to save stops where it is.
 """
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+from training.errors import Stopped
 
 
 class StopSignal:
@@ -43,3 +47,18 @@ class StopSignal:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
+
+
+@contextmanager
+def stopping_at_once(reason: str) -> Iterator[None]:
+    """SIGTERM and Ctrl-C raise Stopped wherever the block is. On the main thread."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(reason)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
+_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 
 
 class StrictLoader(yaml.SafeLoader):

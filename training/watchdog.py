@@ -22,7 +22,6 @@ from typing import TextIO
 
 from training.errors import NonFinite, TrainingError
 
-MESSAGE_BYTES = 4096
 WAKES = 20
 
 
@@ -110,24 +109,6 @@ def check_finite(step: int, losses: Mapping[str, float], grad_norm: float) -> No
         bad.append(f"the gradient's norm is {grad_norm}")
     if bad:
         raise NonFinite(f"step {step}: {', '.join(bad)}")
-
-
-def termination_message(path: Path | None, text: str) -> None:
-    """Writes the last lines of `text`, at most 4 KiB, to a file that is there already (/dev/termination-log in a pod).
-
-    Does nothing without such a file or when it cannot be written: the run ends for another reason than this one.
-    """
-    if path is None or not path.exists():
-        return
-    data = text.encode()
-    if len(data) > MESSAGE_BYTES:
-        data = data[-MESSAGE_BYTES:]
-        # Whole lines, if there are any; else at least whole characters.
-        data = data.partition(b"\n")[2] or data
-    try:
-        path.write_text(data.decode("utf-8", "ignore"), "utf-8")
-    except OSError as error:
-        print(f"{path} cannot be written: {error}", file=_stderr(), flush=True)
 
 
 def _report(sentence: str, file: TextIO) -> None:

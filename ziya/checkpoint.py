@@ -45,7 +45,10 @@ class GenerationDefaults:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The fields of config.json. Widths are in elements, `context_length` in positions."""
+    """The fields of config.json. Widths are in elements, `context_length` in positions.
+
+    `itc_temperature` divides ITC's cosines: learnt with them, and what makes them comparable to ITM's log-odds.
+    """
 
     name: str
     queries: int
@@ -55,6 +58,7 @@ class CheckpointConfig:
     context_length: int
     qformer_reads_instruction: bool = False
     retrieval: bool = False
+    itc_temperature: float = 0.07
     prompt: PromptTemplate = field(default_factory=PromptTemplate)
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     fingerprints: dict[str, str] = field(default_factory=dict)

@@ -29,6 +29,11 @@ PICTURE_PX = 64
 # As large as the test's files, so that a check picture takes the same road through the preprocessing.
 CHECK_PX = 256
 PAIRS = 4000
+NAMES = [f"pictures-{part}" for part in ("train", "check", "test", "unseen")] + [
+    "pairs-train",
+    "words-train",
+    "initial",
+]
 
 
 def build(
@@ -38,8 +43,8 @@ def build(
     seed: int,
     pairs: int = PAIRS,
     shape: Shape | None = None,
-) -> None:
-    """Writes all of it into `folder`. `packages` is a node_modules; without it npm installs one in `folder`/packages.
+) -> list[str]:
+    """Writes all of it into `folder`; returns the names. Without a node_modules npm installs one in `folder`/packages.
 
     Raises FileNotFoundError when a package or npm is missing.
     """
@@ -54,6 +59,7 @@ def build(
     words = word_fields(scene, random.Random(f"{seed}/words"))
     _write(folder / "words-train", ((fields, []) for fields in words))
     write_initial(folder / "initial", list(scene.seen), shape or Shape(), seed)
+    return NAMES
 
 
 def _write_pictures(folder: Path, pictures: Sequence[Picture], scene: Scene, seed: int, px: int | None) -> None:

@@ -1,0 +1,86 @@
+"""`python -m services.operator.app`: the operator's watching half, one process. The working half is its Celery workers.
+
+One replica is enough, and two do no harm: both would publish the same hints. What it must never do is decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+import kopf
+from aiohttp import web
+
+from services.operator.api import Api, connect
+from services.operator.cluster import Cluster
+from services.operator.hints import Hints
+from services.operator.metrics import OperatorMetrics
+from services.operator.progress import ProgressEndpoint
+from services.operator.queue import make_queue
+from services.operator.resync import Resync
+from services.operator.settings import OperatorSettings
+from services.operator.watch import Watcher, kopf_settings
+from ziya.program import run
+from ziya.settings import metrics_port
+from ziya.telemetry import announce_listening, serve_metrics
+
+log = logging.getLogger(__name__)
+
+
+async def main(settings: OperatorSettings) -> None:
+    """Until SIGTERM or SIGINT."""
+    metrics, queue = OperatorMetrics(), make_queue(settings.operator_broker_url)
+    hints = Hints(queue, metrics)
+    watcher = Watcher(hints, metrics, settings.operator_kubeconfig)
+    # A client each: one thread waits for a whole list while another reviews a token.
+    resync = Resync(_cluster(settings), hints, watcher, metrics)
+    progress = ProgressEndpoint(
+        _cluster(settings), queue, metrics, settings.operator_progress_audience, settings.operator_progress_seconds
+    )
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runner = web.AppRunner(progress.application(), access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, settings.operator_progress_host, settings.operator_progress_port)
+    await site.start()
+    port = int(runner.addresses[0][1])
+    server, metrics_at = serve_metrics(metrics.registry, settings.host, metrics_port(port, None))
+    announce_listening(settings.program, progress=port, metrics=metrics_at)
+    try:
+        async with asyncio.TaskGroup() as group:
+            namespace = settings.operator_namespace
+            running = [
+                group.create_task(hints.run()),
+                group.create_task(resync.run(namespace, settings.operator_resync_seconds)),
+                group.create_task(progress.run()),
+                group.create_task(_watch(watcher, namespace, stop)),
+            ]
+            await stop.wait()
+            for task in running[:-1]:
+                task.cancel()
+    finally:
+        await runner.cleanup()
+        server.close()
+
+
+async def _watch(watcher: Watcher, namespace: str, stop: asyncio.Event) -> None:
+    await kopf.operator(
+        registry=watcher.registry(),
+        settings=kopf_settings(),
+        standalone=True,
+        clusterwide=not namespace,
+        namespaces=[namespace] if namespace else [],
+        stop_flag=stop,
+    )
+    if not stop.is_set():
+        raise RuntimeError("the watching has ended by itself")
+
+
+def _cluster(settings: OperatorSettings) -> Cluster:
+    return Cluster(Api(connect(settings.operator_kubeconfig)))
+
+
+if __name__ == "__main__":
+    run(OperatorSettings, main)

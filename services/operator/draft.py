@@ -1,0 +1,67 @@
+"""A plan in the making: the status as it becomes, the actions, and when to look again.
+
+Steps of a plan change a draft one after another; `Plan` is what is left at the end, a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from services.operator.actions import Action, Emit
+from services.operator.conditions import with_condition
+from services.operator.resource import Stage
+from services.operator.status import StageStatus, Status
+from services.operator.world import World
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Write `status` first, under the version that was read; then do `actions`. Look again at `wake`, if set."""
+
+    status: Status
+    actions: tuple[Action, ...] = ()
+    wake: datetime | None = None
+
+
+@dataclass
+class Draft:
+    """Mutable, and alive only while one plan is made."""
+
+    world: World
+    now: datetime
+    status: Status
+    actions: list[Action] = field(default_factory=list)
+    wake: datetime | None = None
+
+    def do(self, *actions: Action) -> None:
+        self.actions += actions
+
+    def tell(self, reason: str, message: str, *, stage: StageStatus | None = None, warning: bool = False) -> None:
+        name, attempt = (stage.name, stage.attempt) if stage else ("", 0)
+        self.do(Emit(reason, message, warning, name, attempt))
+
+    def look_again(self, at: datetime) -> None:
+        self.wake = min(self.wake or at, at)
+
+    def condition(self, kind: str, truth: bool | None, reason: str, message: str = "") -> None:
+        generation = self.world.job.generation
+        self.status = with_condition(self.status, kind, truth, reason, message, generation=generation, now=self.now)
+
+    def put(self, stage: StageStatus) -> StageStatus:
+        """Replaces the stage of that name."""
+        self.status = self.status.to(
+            stages=tuple(stage if one.name == stage.name else one for one in self.status.stages)
+        )
+        return stage
+
+    def change(self, stage: Stage, **changes: Any) -> StageStatus:
+        return self.put(self.of(stage).to(**changes))
+
+    def of(self, stage: Stage) -> StageStatus:
+        found = self.status.stage(stage.name)
+        return found or StageStatus(name=stage.name, type=stage.type)
+
+    def plan(self) -> Plan:
+        return Plan(self.status, tuple(self.actions), self.wake)

@@ -1,0 +1,55 @@
+"""The InferenceService of a promotion, in the types of the `kserve` package.
+
+KServe keeps the revision before the newest one: `canaryTrafficPercent` says how much of the traffic the newest gets,
+without it all. 0 sends everything back to the one before.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from kserve import (
+    V1beta1InferenceService,
+    V1beta1InferenceServiceSpec,
+    V1beta1ModelFormat,
+    V1beta1ModelSpec,
+    V1beta1PredictorSpec,
+)
+from kubernetes.client import ApiClient, V1ObjectMeta
+
+from services.operator.actions import SetTraffic
+from services.operator.cluster import Cluster
+from services.operator.resource import Promotion, TrainingJob
+
+MODEL_FORMAT = "ziya-visual"
+PROMOTED_BY = "ziya.dev/promoted-by"
+
+
+def carry_traffic(cluster: Cluster, job: TrainingJob, action: SetTraffic) -> None:
+    """Creates or patches; what is there beside the model and its traffic stays. Raises Refused."""
+    promotion = job.spec.promotion
+    if promotion is None:
+        return
+    name, by = promotion.inference_service, {PROMOTED_BY: f"{job.name}/{job.uid}"}
+    if cluster.inference_service(job.namespace, name) is None:
+        cluster.create_inference_service(job.namespace, manifest(job.namespace, promotion, action.uri, by))
+        return
+    percent = None if action.percent == 100 else action.percent
+    predictor = {"canaryTrafficPercent": percent, "model": {"storageUri": action.uri}}
+    body = {"metadata": {"annotations": by}, "spec": {"predictor": predictor}}
+    cluster.patch_inference_service(job.namespace, name, body)
+
+
+def manifest(namespace: str, promotion: Promotion, uri: str, annotations: dict[str, str]) -> dict[str, Any]:
+    """A new one, which gets all the traffic there is."""
+    model = V1beta1ModelSpec(
+        model_format=V1beta1ModelFormat(name=MODEL_FORMAT), storage_uri=uri, runtime=promotion.runtime
+    )
+    service = V1beta1InferenceService(
+        api_version="serving.kserve.io/v1beta1",
+        kind="InferenceService",
+        metadata=V1ObjectMeta(name=promotion.inference_service, namespace=namespace, annotations=annotations),
+        spec=V1beta1InferenceServiceSpec(predictor=V1beta1PredictorSpec(model=model)),
+    )
+    with ApiClient() as api:
+        return cast("dict[str, Any]", api.sanitize_for_serialization(service))

@@ -1,0 +1,102 @@
+"""Looks at all TrainingJobs every half minute, so that no lost message and no missed event matters for longer.
+
+It is also the clock: a retry's time, a deadline, a time to live. And it does what only the operator itself can do while
+the broker is away: it says that jobs do not go on, and lets deleted ones go, so that a namespace can be deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from services.operator.api import ApiError, Object
+from services.operator.cluster import Cluster, Conflict
+from services.operator.conditions import with_condition
+from services.operator.hints import Hints
+from services.operator.metrics import PHASES, OperatorMetrics
+from services.operator.resource import FINALIZER, Key, TrainingJob, read
+from services.operator.status import removed
+from services.operator.watch import Watcher
+
+BROKER_SILENT_SECONDS = 60.0
+FINALIZE_BY_OURSELVES = timedelta(minutes=2)
+SETTLED = timedelta(minutes=10)
+log = logging.getLogger(__name__)
+
+
+class Resync:
+    def __init__(self, cluster: Cluster, hints: Hints, watcher: Watcher, metrics: OperatorMetrics) -> None:
+        self._cluster, self._hints, self._watcher, self._metrics = cluster, hints, watcher, metrics
+
+    async def run(self, namespace: str, seconds: float) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self.look(namespace)
+                self._metrics.resyncs.labels("done").inc()
+            except ApiError as error:
+                self._metrics.resyncs.labels("failed").inc()
+                log.warning("no resync this time: %s", error)
+            await asyncio.sleep(seconds)
+
+    async def look(self, namespace: str) -> None:
+        """Once. Raises ApiError."""
+        jobs = await asyncio.to_thread(self._cluster.training_jobs, namespace)
+        now = datetime.now(UTC)
+        phases = Counter((job.get("status") or {}).get("phase", "Pending") for job in jobs)
+        for phase in PHASES:
+            self._metrics.jobs.labels(phase).set(phases[phase])
+        due = [job for job in jobs if is_due(job, now)]
+        for job in due:
+            key = key_of(job)
+            self._watcher.known[key.uid] = key
+            self._hints.mark(key, deleting="deletionTimestamp" in job["metadata"])
+        down = self._hints.down_since
+        if down is not None and time.monotonic() - down > BROKER_SILENT_SECONDS:
+            await asyncio.to_thread(self._without_broker, due, now)
+
+    def _without_broker(self, jobs: Sequence[Object], now: datetime) -> None:
+        for raw in jobs:
+            job = read(raw)
+            try:
+                if job.deleting_since is None:
+                    self._say_so(job, now)
+                elif now - job.deleting_since > FINALIZE_BY_OURSELVES and FINALIZER in job.finalizers:
+                    others = [name for name in job.finalizers if name != FINALIZER]
+                    self._cluster.set_finalizers(job.namespace, job.name, others, job.version)
+            except Conflict:
+                continue
+            except ApiError as error:
+                log.warning("%s/%s: %s", job.namespace, job.name, error)
+
+    def _say_so(self, job: TrainingJob, now: datetime) -> None:
+        said = "the operator's message broker takes nothing; stages that run go on, but no other one starts"
+        status = with_condition(
+            job.status, "Progressing", False, "BrokerUnavailable", said, generation=job.generation, now=now
+        )
+        if patch := removed(job.status.to_json(), status.to_json()):
+            self._cluster.patch_status(job.namespace, job.name, job.version, patch)
+
+
+def is_due(raw: Object, now: datetime) -> bool:
+    """Whether looking could find anything to do. A job that rests costs nothing but this."""
+    meta, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status") or {}
+    if "deletionTimestamp" in meta:
+        return True
+    phase = status.get("phase")
+    if phase in ("Complete", "Failed"):
+        ended, lives = status.get("completionTime"), spec.get("ttlSecondsAfterFinished")
+        age = now - datetime.fromisoformat(ended) if ended else SETTLED
+        # For a while after its end something may still have to be stopped.
+        return age < SETTLED or (lives is not None and age >= timedelta(seconds=lives))
+    rests = phase == "Suspended" and spec.get("suspend", False)
+    return not (rests and status.get("observedGeneration") == meta.get("generation"))
+
+
+def key_of(raw: Object) -> Key:
+    meta = raw["metadata"]
+    return Key(meta["namespace"], meta["name"], meta["uid"])

@@ -1,0 +1,93 @@
+"""Why an attempt ended, from its Job and pods: the trainer's own last words first, then what Kubernetes knows.
+
+    Rejected   a pod ended with code 42: the job or its data is wrong, trying again would not help
+    Disrupted  evicted, preempted, drained or lost (DisruptionTarget), or stopped after a checkpoint (code 75)
+    Crashed    anything else; CrashedAgain when the attempt before it failed at the same step in the same way
+
+Of several pods the one that ended first is believed: those after it ended because of it. Which rule of the Job's
+failure policy matched is told only by a message for people, so the pods are asked and not that text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from services.operator.children import JobView, PodView
+from services.operator.status import Failure
+
+REJECTED, DISRUPTED, CRASHED, AGAIN = "Rejected", "Disrupted", "Crashed", "CrashedAgain"
+EXIT_BAD_CONFIG, EXIT_STOPPED = 42, 75
+_LATE = datetime.max.replace(tzinfo=UTC)
+MESSAGE_CHARACTERS, LOG_CHARACTERS = 1024, 4096
+
+
+def failure_of(job: JobView, pods: Sequence[PodView], before: Failure | None, now: datetime) -> Failure:
+    """Of an attempt whose Job has failed or is about to; `before` is the stage's failure before it."""
+    failure = _failure(job, pods, now)
+    return failure.model_copy(update={"reason": AGAIN}) if _repeats(before, failure) else failure
+
+
+def _failure(job: JobView, pods: Sequence[PodView], now: datetime) -> Failure:
+    failed = [pod for pod in pods if pod.exit_code not in (None, 0) or pod.disrupted]
+    # Kubernetes' times are whole seconds: in a tie the disruption came first, a crash does not evict its neighbours.
+    failed.sort(key=lambda pod: (pod.ended or _LATE, not pod.disrupted, pod.exit_code != EXIT_STOPPED))
+    rejecting = [pod for pod in failed if pod.exit_code == EXIT_BAD_CONFIG]
+    if not failed:
+        said = next((message for kind, message in job.conditions if kind in ("Failed", "FailureTarget")), "")
+        return Failure(attempt=job.attempt, reason=CRASHED, message=said or "its pods are gone", time=now)
+    pod = (rejecting or failed)[0]
+    told = pod.told()
+    if rejecting:
+        reason = REJECTED
+    elif pod.disrupted or pod.exit_code == EXIT_STOPPED:
+        reason = DISRUPTED
+    else:
+        reason = CRASHED
+    step = told.get("step")
+    return Failure(
+        attempt=job.attempt,
+        reason=reason,
+        exit_code=pod.exit_code,
+        pod=pod.name,
+        node=pod.node,
+        message=_sentence(pod)[:MESSAGE_CHARACTERS],
+        log_tail=pod.log_tail[-LOG_CHARACTERS:],
+        step=step if isinstance(step, int) else None,
+        time=now,
+    )
+
+
+def lost(stage_attempt: int, job_name: str | None, now: datetime) -> Failure:
+    """Of an attempt whose Job was deleted by somebody else."""
+    message = f"Job {job_name} is gone before it had ended"
+    return Failure(attempt=stage_attempt, reason=DISRUPTED, message=message, time=now)
+
+
+def preempted(stage_attempt: int, job_name: str | None, now: datetime) -> Failure:
+    """Of an attempt whose running Job was suspended by its queue."""
+    message = f"Job {job_name} was suspended while it ran: its queue has taken the nodes back"
+    return Failure(attempt=stage_attempt, reason=DISRUPTED, message=message, time=now)
+
+
+def _repeats(before: Failure | None, now: Failure) -> bool:
+    return (
+        before is not None
+        and before.reason == now.reason == CRASHED
+        and now.step is not None
+        and before.attempt == now.attempt - 1
+        and (before.step, before.exit_code, before.message) == (now.step, now.exit_code, now.message)
+    )
+
+
+def _sentence(pod: PodView) -> str:
+    said = pod.told().get("reason")
+    if isinstance(said, str) and said:
+        return said
+    if pod.words:
+        return pod.words
+    if pod.disrupted:
+        return pod.disrupted
+    if pod.exit_code is not None and pod.exit_code > 128:
+        return f"killed by signal {pod.exit_code - 128} without a word"
+    return f"ended with code {pod.exit_code} and without a word"

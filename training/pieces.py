@@ -1,0 +1,209 @@
+"""A stage of type data in pieces: each built by itself, once, by whoever comes first, and counted by its manifest.
+
+The builder is a Python module. For a stage of one piece it may have `build(folder, **options)`, which writes into the
+stage's folder, finds there what it left when it was killed, and may return the names of what it made (by default all
+that is there). Else it has `build_shard(folder, shard, shards, **options)`, which writes into an empty draft folder;
+what it made is then moved into the stage's folder. Last of all `shards/<number>.json` says which files these are:
+without it the piece is not there. When all are there, the stage is done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from training.errors import BadConfig, BadData
+from training.job import Stage
+from training.stage_folder import StageFolder, write_json
+
+BUILD, BUILD_SHARD = "build", "build_shard"
+_NAMES, DONE = "shards", "done.json"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Of one data stage in its folder."""
+
+    stage: Stage
+    folder: StageFolder
+
+    def build(self, number: int) -> str:
+        """The digest of piece `number`, which is built unless it is there; the last one finishes the stage.
+
+        Raises BadConfig for a builder that is not there or cannot take the options, BadData where pieces collide, and
+        what the builder raises.
+        """
+        if not 0 <= number < self.stage.shards:
+            raise BadConfig(f"{self.stage.name} has pieces 0 to {self.stage.shards - 1}, no piece {number}")
+        with self._alone(number):
+            manifest = self._manifest(number) or self._built(number)
+        if not self.folder.is_done:
+            self._finish()
+        return str(manifest["digest"])
+
+    def missing(self) -> list[int]:
+        return [number for number in range(self.stage.shards) if self._manifest(number) is None]
+
+    def _path(self, number: int) -> Path:
+        return self.folder.path / _NAMES / f"{number}.json"
+
+    def _manifest(self, number: int) -> dict[str, Any] | None:
+        """None when the piece is not there: never built, built otherwise, or its files are not what they were."""
+        try:
+            said: dict[str, Any] = json.loads(self._path(number).read_text("utf-8"))
+            if said["of"] != _identity(self.stage):
+                return None
+            whole = all(_size(self.folder.path / file["path"]) == file["size"] for file in said["files"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return said if whole else None
+
+    def _built(self, number: int) -> dict[str, Any]:
+        builder, began = _builder(self.stage), time.monotonic()
+        if builder.whole is not None:
+            made = builder.whole(self.folder.path) or _others(self.folder.path)
+            files = [_described(path, self.folder.path) for name in made for path in _files(self.folder.path / name)]
+        else:
+            files = self._drafted(number, builder)
+        lines = "".join(f"{file['path']}\0{file['size']}\0{file['sha256']}\n" for file in files)
+        manifest = {
+            "shard": number,
+            "of": _identity(self.stage),
+            "digest": f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}",
+            "seconds": round(time.monotonic() - began, 1),
+            "files": files,
+        }
+        write_json(self._path(number), manifest)
+        return manifest
+
+    def _drafted(self, number: int, builder: _Builder) -> list[dict[str, Any]]:
+        assert builder.piece is not None
+        # Beside the pieces, so that moving is renaming. What a killed process leaves goes with the next try.
+        with tempfile.TemporaryDirectory(prefix=f".{number}.", dir=self.folder.path / _NAMES) as name:
+            draft = Path(name, "draft")
+            draft.mkdir()
+            builder.piece(draft, number)
+            files = [_described(path, draft) for path in _files(draft)]
+            self._refuse_taken(number, files)
+            _move(draft, self.folder.path)
+        return files
+
+    def _refuse_taken(self, number: int, files: list[dict[str, Any]]) -> None:
+        mine = {file["path"] for file in files}
+        if own := sorted(mine & {DONE} | {path for path in mine if path.startswith(f"{_NAMES}/")}):
+            raise BadData(f"{self.stage.name}: piece {number} makes {own[0]}, a name that the stage keeps for itself")
+        for other in range(self.stage.shards):
+            theirs = self._manifest(other) if other != number else None
+            if theirs and (both := sorted(mine & {file["path"] for file in theirs["files"]})):
+                raise BadData(f"{self.stage.name}: pieces {other} and {number} both make {both[0]}: names must differ")
+
+    def _finish(self) -> None:
+        manifests = [self._manifest(number) for number in range(self.stage.shards)]
+        there = [manifest for manifest in manifests if manifest is not None]
+        if len(there) == self.stage.shards:
+            digests = "".join(f"{manifest['digest']}\n" for manifest in there)
+            seconds = round(sum(manifest["seconds"] for manifest in there), 1)
+            digest = f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
+            artifact = {"path": self.folder.path.name, "digest": digest}
+            self.folder.finish({"stage": self.stage.name, "artifact": artifact, "seconds": seconds})
+
+    @contextmanager
+    def _alone(self, number: int) -> Iterator[None]:
+        """A message may come twice: the second one waits here, and then finds the piece."""
+        names = self.folder.path / _NAMES
+        names.mkdir(parents=True, exist_ok=True)
+        with (names / f".{number}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for debris in names.glob(f".{number}.*/"):
+                shutil.rmtree(debris, ignore_errors=True)
+            yield
+
+
+def _identity(stage: Stage) -> str:
+    """What the pieces follow from; a manifest of another builder or other options is none of theirs."""
+    said = json.dumps([stage.builder, stage.options, stage.shards], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+class _Builder(NamedTuple):
+    """One of the two, with the stage's options."""
+
+    whole: Callable[[Path], Sequence[str] | None] | None = None
+    piece: Callable[[Path, int], object] | None = None
+
+
+def _builder(stage: Stage) -> _Builder:
+    try:
+        module = importlib.import_module(stage.builder or "")
+    except (ImportError, ValueError) as error:
+        raise BadConfig(f"{stage.name}: builder {stage.builder!r} cannot be imported: {error}") from error
+    build, build_shard = getattr(module, BUILD, None), getattr(module, BUILD_SHARD, None)
+    if build_shard is not None:
+        _check_options(stage, build_shard, 0, stage.shards)
+        return _Builder(piece=lambda folder, number: build_shard(folder, number, stage.shards, **stage.options))
+    if build is None:
+        raise BadConfig(f"{stage.name}: builder {stage.builder!r} has no function {BUILD!r} or {BUILD_SHARD!r}")
+    if stage.shards != 1:
+        raise BadConfig(
+            f"{stage.name}: builder {stage.builder!r} has no function {BUILD_SHARD!r}: it cannot build {stage.shards} "
+            "pieces, so shards must be 1"
+        )
+    _check_options(stage, build)
+    return _Builder(whole=lambda folder: build(folder, **stage.options))
+
+
+def _check_options(stage: Stage, function: Callable[..., object], *given: int) -> None:
+    try:
+        inspect.signature(function).bind(Path(), *given, **stage.options)
+    except TypeError as error:
+        raise BadConfig(f"{stage.name}.options do not fit {stage.builder}.{function.__name__}: {error}") from error
+
+
+def _others(folder: Path) -> list[str]:
+    """Names of all that is there, but for what is of the stage itself."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in (_NAMES, DONE))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files and links at and below it, in the order of their names; not what folders that are links hold."""
+    if folder.is_symlink() or not folder.is_dir():
+        yield folder
+    for outer, folders, files in os.walk(folder):
+        folders.sort()
+        links = [name for name in folders if Path(outer, name).is_symlink()]
+        yield from (Path(outer, name) for name in sorted([*files, *links]))
+
+
+def _described(path: Path, folder: Path) -> dict[str, Any]:
+    link = path.is_symlink()
+    with path.open("rb") if not link else open(os.devnull, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": path.relative_to(folder).as_posix(), "size": _size(path), "sha256": "" if link else digest}
+
+
+def _size(path: Path) -> int:
+    return path.lstat().st_size
+
+
+def _move(source: Path, target: Path) -> None:
+    """Everything in `source` to the same place in `target`; folders that are there already take in what is new."""
+    for one in source.iterdir():
+        there = target / one.name
+        if one.is_dir() and not one.is_symlink() and there.is_dir() and not there.is_symlink():
+            _move(one, there)
+        else:
+            if there.is_dir() and not there.is_symlink():
+                shutil.rmtree(there)
+            one.replace(there)
