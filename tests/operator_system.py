@@ -29,6 +29,7 @@ from ziya.leash import on_leash
 ROOT = Path(__file__).parent.parent
 SYSTEM, NAMESPACE, CLAIM = "ziya-system", "default", "results"
 GROUP = ("ziya.dev", "v1alpha1")
+MERGE = "application/merge-patch+json"
 KSERVE = ("serving.kserve.io", "v1beta1")
 
 INFERENCE_SERVICES = {
@@ -161,11 +162,35 @@ class OperatorSystem:
 
     def edit(self, name: str, **spec: Any) -> None:
         self.objects.patch_namespaced_custom_object(
-            *GROUP, NAMESPACE, "trainingjobs", name, {"spec": spec}, _content_type="application/merge-patch+json"
+            *GROUP, NAMESPACE, "trainingjobs", name, {"spec": spec}, _content_type=MERGE
         )
 
     def delete(self, name: str) -> None:
         self.objects.delete_namespaced_custom_object(*GROUP, NAMESPACE, "trainingjobs", name)
+
+    def inference(self, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self.objects.get_namespaced_custom_object(
+                *KSERVE, NAMESPACE, "inferenceservices", name
+            )
+        except ApiException as error:
+            assert error.status == 404, error
+            return None
+        return found
+
+    def make_ready(self, name: str) -> None:
+        """What KServe says when the newest revision serves."""
+        found = self.inference(name)
+        assert found is not None
+        component = {"latestCreatedRevision": "1", "latestReadyRevision": "1"}
+        status = {
+            "observedGeneration": found["metadata"]["generation"],
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "components": {"predictor": component},
+        }
+        self.objects.patch_namespaced_custom_object_status(
+            *KSERVE, NAMESPACE, "inferenceservices", name, {"status": status}, _content_type=MERGE
+        )
 
     def status(self, name: str) -> dict[str, Any]:
         return self.job(name).get("status") or {}

@@ -82,9 +82,7 @@ def test_matching_reorders_only_its_candidates() -> None:
     assert reranked(ranking, torch.tensor([[-1.0, 0.5, 0.4]]), 0.1).tolist() == [[0, 2, 3, 1]]
 
 
-def brute_force(
-    module: QFormerModule, features: Tensor, texts: Any, groups: Sequence[str], top_k: int
-) -> Any:
+def brute_force(module: QFormerModule, features: Tensor, texts: Any, groups: Sequence[str], top_k: int) -> Any:
     """Pair by pair in numpy, at a temperature of 0.5."""
     count = len(groups)
     with torch.no_grad():
