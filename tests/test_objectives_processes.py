@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,8 @@ def _child(rank: int, store: Path, checkpoint: Path, counts: dict[str, float], f
     found = {"gathered": _gathered(peers)}
     torch.save(found, folder / f"peers-{rank}.pt")
     dist.destroy_process_group()
+    # DDP's reducer, freed when this returns, holds the GIL and waits for gloo's thread, which may wait for the GIL.
+    os._exit(0)
 
 
 def _gathered(peers: Peers) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,6 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         process.start()
     for process in processes:
         process.join(100)
+        process.kill()
     assert [process.exitcode for process in processes] == [0] * SIZE
     return folder
 

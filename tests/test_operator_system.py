@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.operator_system import OperatorSystem
+from tests.operator_system import SYSTEM, OperatorSystem, until
+from tests.training_jobs import make_folder, stage
 
 
 @pytest.fixture
@@ -25,3 +26,29 @@ def test_a_wrong_job_fails_without_a_retry_and_says_why(system: OperatorSystem) 
     assert stage["lastFailure"]["exitCode"] == 42
     assert "nowhere" in stage["lastFailure"]["message"] or "initial" in stage["lastFailure"]["message"]
     assert any(event.startswith("Rejected:") for event in system.events())
+
+
+def test_a_stage_trains_shows_its_progress_and_its_model_is_promoted(system: OperatorSystem) -> None:
+    align = stage("align", learn={"projection": 1.0}, text={"rowPositions": 64}, optimizer={"steps": 12})
+    promotion = {"inferenceService": "ziya-visual", "runtime": "ziya-triton", "steps": [100], "stepSeconds": 0}
+    # Data and first checkpoint have to be in the job's folder before its first pod.
+    promote = {"name": "promote", "type": "promote"}
+    system.submit("train", align, promote, promotion=promotion, suspend=True)
+    system.reach("train", "Suspended")
+    make_folder(system.output("train"))
+    system.edit("train", suspend=False)
+    until(lambda: system.inference("ziya-visual") is not None, 100, lambda: system.story("train"))
+    system.make_ready("ziya-visual")
+    job = system.reach("train", "Complete")
+
+    trained = system.stage("train", "align")
+    assert trained["attempt"] == 1
+    assert trained["artifact"]["digest"].startswith("sha256:")
+    assert trained["progress"]["total"] == 12
+    served = system.inference("ziya-visual")
+    assert served is not None
+    model = {"modelFormat": {"name": "ziya-visual"}, "runtime": "ziya-triton", "storageUri": trained["artifact"]["uri"]}
+    assert served["spec"] == {"predictor": {"model": model}}
+    assert job["status"]["display"]["step"] == "100%"
+    for account in ("ziya-operator", "ziya-operator-worker"):
+        assert not system.cluster.refused_of(f"system:serviceaccount:{SYSTEM}:{account}")

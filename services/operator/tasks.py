@@ -53,8 +53,19 @@ class Workshop:
 
     @cached_property
     def shards(self) -> Shards:
-        locks = redis.Redis.from_url(self.settings.operator_broker_url, socket_timeout=3)
-        return Shards(self.cluster, locks, Path(self.settings.operator_claims_folder))
+        return Shards(self.cluster, self.locks, Path(self.settings.operator_claims_folder))
+
+    @cached_property
+    def locks(self) -> redis.Redis:
+        """Marks that only save work: without them more is looked at, never less done."""
+        return redis.Redis.from_url(self.settings.operator_broker_url, socket_timeout=3)
+
+    def claim_wake(self, key: Key, seconds: float) -> bool:
+        """False where somebody will look by then anyway: else every look would add one more that adds one more."""
+        try:
+            return bool(self.locks.set(f"ziya:wake:{key.uid}", "1", nx=True, px=int(seconds * 1000) + 1))
+        except redis.RedisError:
+            return False
 
     @cached_property
     def hands(self) -> Hands:
@@ -103,7 +114,7 @@ def register(app: Celery, settings: OperatorSettings) -> Workshop:
             seconds = workshop.reconcile(key)
         except ApiError as error:
             raise _again(task, error) from error
-        if seconds is not None and seconds <= LONGEST_WAKE_SECONDS:
+        if seconds is not None and seconds <= LONGEST_WAKE_SECONDS and workshop.claim_wake(key, seconds):
             task.apply_async((key,), countdown=seconds, retry=False)
 
     @app.task(name=RECONCILE, bind=True, max_retries=RETRIES)
