@@ -45,7 +45,9 @@ def train(cluster: Cluster | Path, *words: str, **env: str) -> subprocess.Comple
 
 
 def following(cluster: Cluster, *words: str) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-m", "cli.main", "train", *words, "--kubeconfig", str(cluster.kubeconfig)]
+    # Who runs the tests in the background has SIGINT ignored, and all children with it.
+    python = ["env", "--default-signal=INT", sys.executable]
+    argv = [*python, "-m", "cli.main", "train", *words, "--kubeconfig", str(cluster.kubeconfig)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
 
 

@@ -8,14 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from kserve import (
-    V1beta1InferenceService,
-    V1beta1InferenceServiceSpec,
-    V1beta1ModelFormat,
-    V1beta1ModelSpec,
-    V1beta1PredictorSpec,
-)
-
 from services.operator.actions import SetTraffic
 from services.operator.cluster import Cluster
 from services.operator.resource import Promotion, TrainingJob
@@ -41,6 +33,15 @@ def carry_traffic(cluster: Cluster, job: TrainingJob, action: SetTraffic) -> Non
 
 def manifest(namespace: str, promotion: Promotion, uri: str, annotations: dict[str, str]) -> dict[str, Any]:
     """A new one, which gets all the traffic there is."""
+    # Not before it is needed: it brings a web server, pandas and gRPC messages whose names tritonclient has, too.
+    from kserve import (  # noqa: PLC0415
+        V1beta1InferenceService,
+        V1beta1InferenceServiceSpec,
+        V1beta1ModelFormat,
+        V1beta1ModelSpec,
+        V1beta1PredictorSpec,
+    )
+
     model = V1beta1ModelSpec(
         model_format=V1beta1ModelFormat(name=MODEL_FORMAT), storage_uri=uri, runtime=promotion.runtime
     )
