@@ -228,6 +228,6 @@ def until(model: Model, reached: Callable[[], bool]) -> None:
 
 
 Workers.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestWorkers = Workers.TestCase
+TestWorkers = pytest.mark.timeout(400)(Workers.TestCase)

@@ -13,7 +13,7 @@ LOG_LINES = "40"
 
 
 class Conflict(Exception):
-    """Somebody wrote the object since it was read."""
+    """Somebody wrote or deleted the object since it was read."""
 
 
 class Refused(Exception):
@@ -39,8 +39,8 @@ class Cluster:
         try:
             new = self._api.patch(f"{_path(namespace, name)}/status", body)
         except ApiError as error:
-            if error.status == 409:
-                raise Conflict(f"{namespace}/{name} was written since it was read") from error
+            if error.status in (404, 409):
+                raise Conflict(f"{namespace}/{name} was written or deleted since it was read") from error
             raise
         return str(new["metadata"]["resourceVersion"])
 
