@@ -22,9 +22,7 @@ from training.objectives import Objectives
 from training.peers import Peers
 from training.recipe import Lora, Recipe
 
-# Forked from a process that has torch loaded but no thread of it running.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.micro_batches"])
+PROCESSES = multiprocessing.get_context("spawn")
 SIZE = 2
 LEARN = {"qformer": 1.0, "vision.post_layernorm": 1.0, "projection": 1.0, "llama": 2.0}
 CASES: dict[str, tuple[Recipe, torch.dtype]] = {

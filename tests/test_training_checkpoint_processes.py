@@ -23,9 +23,7 @@ from training import commit
 from training.checkpoint import Checkpoints
 from training.errors import Fenced, TrainingError
 
-# Forked from a process that has torch loaded but no thread of it running.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.checkpoints"])
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 def run(*targets: tuple[Callable[..., None], tuple[Any, ...]]) -> None:

@@ -39,9 +39,7 @@ from ziya.instruction import load_instruction_tokenizer
 from ziya.model.qformer import QFormerModule
 
 PATCHES, WIDTH = 5, 32
-# Forked from a process that has torch loaded but no thread of it running.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.micro_batches"])
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(scope="module")
