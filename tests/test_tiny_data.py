@@ -184,11 +184,8 @@ def test_nothing_is_shipped_of_a_job_that_is_not_finished(
     assert not (tmp_path / "shipped").exists()
 
 
-def test_what_is_too_large_is_not_shipped(
-    packages: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_too_large_is_not_shipped(packages: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     finished(tmp_path / "job", tiny_checkpoint)
-    monkeypatch.setattr(ship, "MOST_BYTES", 1000)
     with pytest.raises(ship.NotFinished, match="too large to ship"):
-        ship.ship(tmp_path / "job", tmp_path / "shipped", packages)
+        ship.ship(tmp_path / "job", tmp_path / "shipped", packages, most_bytes=1000)
     assert not (tmp_path / "shipped").exists()

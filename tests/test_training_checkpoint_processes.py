@@ -118,12 +118,13 @@ def _killed(folder: Path, attempt: int, seconds: float) -> int:
         return step
 
 
+@pytest.mark.timeout(400)  # ten fresh processes that import torch
 def test_a_run_that_is_killed_again_and_again_goes_on_as_if_it_had_not_been(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     chance = random.Random(20240613)
     last = 0
-    for attempt in range(1, 31):
+    for attempt in range(1, 11):
         begun = _killed(tmp_path, attempt, chance.uniform(0.0, 0.12))
         found = commit.newest(tmp_path)
         last = max(last, found.step if found is not None else 0)

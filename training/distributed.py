@@ -27,6 +27,10 @@ from training.recipe import Compute
 
 T = TypeVar("T")
 
+# DDP's reducer waits for gloo's threads when it is freed, and holds the interpreter lock meanwhile, which such a
+# thread may itself wait for: then neither ends. So it is not freed; the process ends without it (training/run.py).
+_NEVER_FREED: list[nn.Module] = []
+
 
 @dataclass(frozen=True)
 class World:
@@ -90,7 +94,8 @@ def spread(module: nn.Module, blocks: Sequence[nn.Module], how: Compute, world: 
         return _shard(module, blocks, how, world)
     if world.size == 1:
         return module
-    return DistributedDataParallel(module)
+    _NEVER_FREED.append(DistributedDataParallel(module))
+    return _NEVER_FREED[-1]
 
 
 def _shard(module: nn.Module, blocks: Sequence[nn.Module], how: Compute, world: World) -> nn.Module:

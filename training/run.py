@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import logging
+import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -205,12 +207,13 @@ def attempt_stage(job_file: Path, stage: str, output: Path, attempt: int) -> int
         print(f"{stage}: {error}", file=sys.stderr, flush=True)
         _leave(folder, attempt, words, str(error), code=code, error=type(error).__name__)
         return code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the whole program: the log gets the traceback)
         # Often what another process's end does to this one: that process's verdict stands.
         if folder.verdict(attempt) is None:
             folder.leave(attempt, TrainingError.exit_code, f"{type(error).__name__}: {error}")
         words.failure(TrainingError.exit_code, type(error).__name__, str(error))
-        raise
+        traceback.print_exc()
+        return TrainingError.exit_code
 
 
 def _attempt(job: TrainingJob, name: str, output: Path, attempt: int, words: LastWords) -> None:
@@ -243,7 +246,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the job's output folder")
     parser.add_argument("--attempt", type=int, required=True, help="larger than any attempt before")
     how = parser.parse_args()
-    sys.exit(attempt_stage(how.job, how.stage, how.output, how.attempt))
+    _end(attempt_stage(how.job, how.stage, how.output, how.attempt))
+
+
+def _end(code: int) -> None:
+    """Without Python's own ending, which would free what can hang then (training/distributed.py)."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+        child.join()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
