@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -43,6 +43,22 @@ def merge(target: Object, patch: Mapping[str, Any]) -> Object:
     return target
 
 
+def _intents(status: Object) -> Iterator[str]:
+    for stage in status.get("stages", []):
+        if "jobName" in stage:
+            yield stage["jobName"]
+        if "canary" in stage:
+            yield f"{stage['canary']['percent']} %"
+
+
+def _versioned(objects: Iterable[Object]) -> list[Object]:
+    """Copies, each with a version that follows from what it is."""
+    copies = copy.deepcopy([*objects])
+    for one in copies:
+        one["metadata"]["resourceVersion"] = json.dumps(one, sort_keys=True)
+    return copies
+
+
 class Model:
     """`before_call` is called ahead of each API call, with its name: there a test lets others go first."""
 
@@ -54,6 +70,8 @@ class Model:
         self.inference: Object | None = None
         self.events: list[tuple[str, str]] = []
         self.ran: list[tuple[str, int, str]] = []
+        self.said: set[str] = set()
+        self.unsaid: list[str] = []
         self.now = START
         self._versions, self._uids = itertools.count(2), itertools.count(1)
         self._before = before_call
@@ -66,11 +84,11 @@ class Model:
 
     def jobs_of(self, namespace: str, uid: str) -> list[Object]:
         self._before("list jobs")
-        return copy.deepcopy([*self.jobs.values()])
+        return _versioned(self.jobs.values())
 
     def pods_of(self, namespace: str, uid: str) -> list[Object]:
         self._before("list pods")
-        return copy.deepcopy([*self.pods.values()])
+        return _versioned(self.pods.values())
 
     def log_tail(self, namespace: str, pod: str) -> str:
         self._before("read log")
@@ -86,12 +104,15 @@ class Model:
         if job is None or job["metadata"]["resourceVersion"] != version:
             raise Conflict("a newer version, or none")
         merge(job, {"status": copy.deepcopy(status)})
+        self.said |= set(_intents(job["status"]))
         return self._touch(job)
 
     def set_finalizers(self, namespace: str, name: str, finalizers: Sequence[str], version: str) -> None:
         self._before("patch finalizers")
-        if self.job is None or self.job["metadata"]["resourceVersion"] != version:
+        if self.job is None:
             return
+        if self.job["metadata"]["resourceVersion"] != version:
+            raise Conflict("a newer version")
         self.job["metadata"]["finalizers"] = list(finalizers)
         self._touch(self.job)
         self._collect()
@@ -103,6 +124,7 @@ class Model:
     def create_job(self, namespace: str, body: Object) -> None:
         self._before("create job")
         name = body["metadata"]["name"]
+        self._check(name)
         # The owner is gone: the garbage collector takes it at once.
         if self.job is not None and name not in self.jobs:
             body = copy.deepcopy(body)
@@ -137,6 +159,7 @@ class Model:
 
     def create_inference_service(self, namespace: str, body: Object) -> None:
         self._before("create inferenceservice")
+        self._check("100 %")
         if self.inference is None:
             body["metadata"]["generation"] = 1
             self.inference = copy.deepcopy(body)
@@ -144,6 +167,8 @@ class Model:
     def patch_inference_service(self, namespace: str, name: str, body: Object) -> None:
         self._before("patch inferenceservice")
         assert self.inference is not None
+        percent = body["spec"]["predictor"]["canaryTrafficPercent"]
+        self._check(f"{100 if percent is None else percent} %")
         before = copy.deepcopy(self.inference["spec"])
         merge(self.inference, copy.deepcopy(body))
         if self.inference["spec"] != before:
@@ -226,6 +251,21 @@ class Model:
             if job is None or "deletionTimestamp" in job["metadata"]:
                 del self.pods[name]
         self._collect()
+
+    def kserve_works(self, *, ready: bool = True) -> None:
+        """The newest revision serves, or does not."""
+        if self.inference is not None:
+            revisions = {"latestCreatedRevision": "1", "latestReadyRevision": "1"}
+            self.inference["status"] = {
+                "observedGeneration": self.inference["metadata"]["generation"],
+                "conditions": [{"type": "Ready", "status": "True" if ready else "False", "message": "starting"}],
+                "components": {"predictor": revisions},
+            }
+
+    def _check(self, intent: str) -> None:
+        """What is done must have been said in a status before, by somebody."""
+        if intent not in self.said:
+            self.unsaid.append(intent)
 
     def _touch(self, job: Object) -> str:
         job["metadata"]["resourceVersion"] = str(next(self._versions))

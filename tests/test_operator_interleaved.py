@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import greenlet
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.operator.apply import Hands
 from services.operator.cluster import Conflict
@@ -22,6 +23,7 @@ from services.operator.gather import gather
 from services.operator.manifests import Surroundings
 from services.operator.plan import plan
 from services.operator.resource import Key
+from services.operator.resting import LONGEST_SECONDS, rests
 from tests.operator_model import KEY, Model, training_job
 
 WHERE = Surroundings(image="trainer", account="trainer", rendezvous_port=29500)
@@ -30,7 +32,12 @@ STAGES = [
     {"name": "align", "type": "align", "parallelism": {"nodes": 2}, "retry": {"limit": 2, "backoff": {"initial": 1}}},
     {"name": "merge", "type": "merge"},
     {"name": "chat", "type": "chat", "retry": {"limit": 1, "disruptionLimit": 1, "backoff": {"initial": 1}}},
+    {"name": "promote", "type": "promote"},
 ]
+ENDS = ["done", "crash", "evicted", "saved", "killed", "rejected"]
+WRITES = ["patch status", "create job", "patch job", "delete job"]
+TURNS = [*ENDS, "suspend", "resume"]
+PROMOTION = {"inferenceService": "model", "steps": [50, 100], "stepSeconds": 10, "readySeconds": 40}
 
 
 def look(model: Model) -> None:
@@ -41,10 +48,15 @@ def look(model: Model) -> None:
         world = gather(cluster, Key(*KEY))
         if world is None:
             return
+        made = plan(world, model.now)
         try:
-            hands.apply(world, plan(world, model.now))
+            hands.apply(world, made)
         except Conflict:
             continue
+        if rests(world, made):
+            later = min(made.wake or datetime.max.replace(tzinfo=UTC), model.now + timedelta(seconds=LONGEST_SECONDS))
+            again = plan(world, later - timedelta(seconds=1))
+            assert (again.status, again.actions) == (world.job.status, ()), "passed over by the resync, and not at rest"
         return
 
 
@@ -55,13 +67,18 @@ class Died(greenlet.GreenletExit):
 class Workers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.model = Model(training_job(*STAGES), self._give_way)
+        self.model = Model(training_job(*STAGES, promotion=PROMOTION), self._give_way)
         self.home = greenlet.getcurrent()
         self.workers: list[greenlet.greenlet | None] = [None, None]
+        self.next_call = ["", ""]
         self.ended: str | None = None
+        self.counted: dict[str, tuple[int, int, int]] = {}
 
     def _give_way(self, call: str) -> None:
-        if greenlet.getcurrent() is not self.home:
+        current = greenlet.getcurrent()
+        if current in self.workers:
+            self.next_call[self.workers.index(current)] = call
+        if current is not self.home:
             self.home.switch()
 
     @rule(who=st.integers(0, 1))
@@ -71,15 +88,40 @@ class Workers(RuleBasedStateMachine):
             self.workers[who] = greenlet.greenlet(lambda: look(self.model), parent=self.home)
             self._go(who)
 
-    @rule(times=st.integers(1, 8), succeed=st.booleans())
-    def undisturbed(self, times: int, succeed: bool) -> None:
-        """A third worker, quick enough that nothing happens meanwhile, and a cluster that does its part."""
-        for _ in range(times):
+    @initialize(past=st.lists(st.sampled_from(ENDS), max_size=5))
+    def has_a_past(self, past: list[str]) -> None:
+        """Otherwise most stories end before anything has happened."""
+        for how in past:
+            self.undisturbed(how, slow=False)
+
+    @rule(how=st.sampled_from(ENDS), slow=st.booleans())
+    def undisturbed(self, how: str, slow: bool) -> None:
+        """A third worker, quick enough that nothing happens meanwhile, and a cluster that does its part, or is slow."""
+        for _ in range(4):
             look(self.model)
             self.model.start_pods()
-            if succeed:
-                succeed_pods(self.model)
-            self.model.settle_jobs()
+        self.pod_ends(how, 0)
+        if how == "done":
+            succeed_pods(self.model)
+        look(self.model)
+        if not slow:
+            self.kubelet_stops()
+        self.model.kserve_works()
+        self.model.wait(3)
+        look(self.model)
+
+    @rule(who=st.integers(0, 1), before=st.sampled_from(WRITES), meanwhile=st.lists(st.sampled_from(TURNS), max_size=3))
+    def is_late(self, who: int, before: str, meanwhile: list[str]) -> None:
+        """It has read and decided, and perhaps written, when other things happen; then it does what it meant to do."""
+        self.message(who)
+        while self.workers[who] is not None and self.next_call[who] != before:
+            self._go(who)
+        for turn in meanwhile:
+            if turn in ("suspend", "resume"):
+                self.model.user_edits(suspend=turn == "suspend")
+            else:
+                self.undisturbed(turn, slow=False)
+        self.goes_on(who, 10)
 
     @precondition(lambda self: any(self.workers))
     @rule(who=st.integers(0, 1), calls=st.integers(1, 10))
@@ -117,7 +159,7 @@ class Workers(RuleBasedStateMachine):
         self.model.kubelet_stops()
         self.model.settle_jobs()
 
-    @rule(how=st.sampled_from(["done", "crash", "evicted", "saved", "killed"]), which=st.integers(0, 3))
+    @rule(how=st.sampled_from(ENDS), which=st.integers(0, 3))
     def pod_ends(self, how: str, which: int) -> None:
         running = [name for name, pod in self.model.pods.items() if pod["status"]["phase"] == "Running"]
         if not running:
@@ -127,11 +169,17 @@ class Workers(RuleBasedStateMachine):
             self.model.end_pod(name, 0, DONE)
         elif how == "crash":
             self.model.end_pod(name, 1, {"code": 1, "reason": "CUDA", "step": len(self.model.ran)})
+        elif how == "rejected":
+            self.model.end_pod(name, 42, {"code": 42, "reason": "no such data"})
         elif how == "saved":
             self.model.end_pod(name, 75, {"code": 75, "reason": "stopped", "step": 4})
         else:
             self.model.end_pod(name, 137, evicted=how == "evicted")
         self.model.settle_jobs()
+
+    @rule(ready=st.booleans())
+    def kserve_works(self, ready: bool) -> None:
+        self.model.kserve_works(ready=ready)
 
     @rule()
     def job_is_deleted_by_hand(self) -> None:
@@ -165,6 +213,19 @@ class Workers(RuleBasedStateMachine):
     def no_number_is_used_twice(self) -> None:
         numbers = [(stage, attempt) for stage, attempt, _ in self.model.ran]
         assert len(numbers) == len(set(numbers)), numbers
+
+    @invariant()
+    def intent_comes_before_deed(self) -> None:
+        assert not self.model.unsaid
+
+    @invariant()
+    def what_is_counted_only_grows(self) -> None:
+        for state in self._states():
+            counted = state.get("attempt", 0), state.get("restarts", 0), state.get("disruptions", 0)
+            before = self.counted.get(state["name"], (0, 0, 0))
+            assert all(now >= then for now, then in zip(counted, before, strict=True)), (before, state)
+            assert counted[0] >= counted[1] + counted[2], state
+            self.counted[state["name"]] = counted
 
     @invariant()
     def stages_keep_their_order(self) -> None:
@@ -223,11 +284,12 @@ def until(model: Model, reached: Callable[[], bool]) -> None:
         model.settle_jobs()
         model.kubelet_stops()
         model.settle_jobs()
+        model.kserve_works()
         model.wait(30)
     pytest.fail(json.dumps(model.job, indent=1))
 
 
 Workers.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestWorkers = pytest.mark.timeout(400)(Workers.TestCase)

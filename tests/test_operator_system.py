@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.operator_system import SYSTEM, OperatorSystem, until
+from tests.operator_system import SYSTEM, OperatorSystem
 from tests.training_jobs import make_folder, stage
+from tests.waiting_builder import BEGUN, GO_ON
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_a_stage_trains_shows_its_progress_and_its_model_is_promoted(system: Ope
     system.reach("train", "Suspended")
     make_folder(system.output("train"))
     system.edit("train", suspend=False)
-    until(lambda: system.inference("ziya-visual") is not None, 100, lambda: system.story("train"))
+    system.until(lambda: system.inference("ziya-visual"), "train")
     system.make_ready("ziya-visual")
     job = system.reach("train", "Complete")
 
@@ -52,3 +53,19 @@ def test_a_stage_trains_shows_its_progress_and_its_model_is_promoted(system: Ope
     assert job["status"]["display"]["step"] == "100%"
     for account in ("ziya-operator", "ziya-operator-worker"):
         assert not system.cluster.refused_of(f"system:serviceaccount:{SYSTEM}:{account}")
+
+
+def test_a_piece_of_data_whose_worker_was_killed_is_built_again(system: OperatorSystem) -> None:
+    system.submit(
+        "pieces", {"name": "data", "type": "data", "builder": "tests.waiting_builder", "options": {"seconds": 60}}
+    )
+    folder = system.output("pieces") / "data"
+    system.until((folder / BEGUN).exists, "pieces")
+    system.kill("worker")
+    (folder / GO_ON).touch()
+    system.start("worker")
+    # Its message is with the dead worker for ten minutes more; nobody waits for that.
+    system.reach("pieces", "Complete")
+    stage = system.stage("pieces", "data")
+    assert (stage["attempt"], [shard["number"] for shard in stage["shards"]]) == (1, [0])
+    assert (folder / "made.txt").read_text() == "data"

@@ -5,7 +5,7 @@ and plain dicts instead of its models, so that what the API sends back is kept w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from kubernetes.client import ApiClient, Configuration
@@ -14,6 +14,8 @@ from kubernetes.config import load_incluster_config, new_client_from_config
 from urllib3.exceptions import HTTPError
 
 JSON, MERGE, APPLY = "application/json", "application/merge-patch+json", "application/apply-patch+yaml"
+METADATA = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+PAGE = "250"
 TIMEOUT = (3.0, 10.0)
 
 Object = dict[str, Any]
@@ -45,6 +47,15 @@ class Api:
     def get(self, path: str, **query: str) -> Object:
         return cast("Object", json.loads(self.read(path, **query)))
 
+    def pages(self, path: str, accept: str = JSON, **query: str) -> Iterator[Object]:
+        """All of a list, a page at a time, so that never the whole of it is in memory."""
+        while True:
+            page = json.loads(self._call("GET", path, query={**query, "limit": PAGE}, accept=accept))
+            yield from page["items"]
+            if not (token := page["metadata"].get("continue")):
+                return
+            query["continue"] = token
+
     def read(self, path: str, **query: str) -> bytes:
         """What is not JSON: a log."""
         return self._call("GET", path, query=query)
@@ -61,9 +72,16 @@ class Api:
         self._call("DELETE", path, body)
 
     def _call(
-        self, method: str, path: str, body: Object | None = None, content: str = JSON, query: Mapping[str, str] = {}
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        content: str = JSON,
+        query: Mapping[str, str] = {},
+        *,
+        accept: str = "*/*",
     ) -> bytes:
-        headers = {"Accept": JSON, "Content-Type": content} if body is not None else {"Accept": "*/*"}
+        headers = {"Accept": JSON, "Content-Type": content} if body is not None else {"Accept": accept}
         request = self._client.param_serialize(
             method,
             path,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from datetime import timedelta
 
 import kopf
+import redis
 from aiohttp import web
 
 from services.operator.api import Api, connect
@@ -18,6 +20,7 @@ from services.operator.hints import Hints
 from services.operator.metrics import OperatorMetrics
 from services.operator.progress import ProgressEndpoint
 from services.operator.queue import make_queue
+from services.operator.resting import Marks
 from services.operator.resync import Resync
 from services.operator.settings import OperatorSettings
 from services.operator.watch import Watcher, kopf_settings
@@ -34,7 +37,15 @@ async def main(settings: OperatorSettings) -> None:
     hints = Hints(queue, metrics)
     watcher = Watcher(hints, metrics, settings.operator_kubeconfig)
     # A client each: one thread waits for a whole list while another reviews a token.
-    resync = Resync(_cluster(settings), hints, watcher, metrics)
+    resync = Resync(
+        _cluster(settings),
+        hints,
+        watcher,
+        metrics,
+        Marks(redis.Redis.from_url(settings.operator_broker_url, socket_timeout=3)),
+        silent_seconds=settings.operator_broker_silent_seconds,
+        finalize_after=timedelta(seconds=settings.operator_finalize_seconds),
+    )
     progress = ProgressEndpoint(
         _cluster(settings), queue, metrics, settings.operator_progress_audience, settings.operator_progress_seconds
     )

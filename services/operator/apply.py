@@ -5,6 +5,7 @@ A worker may die after any request here. What the status says is then found undo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from services.operator.actions import (
     RemoveFinalizer,
     SetTraffic,
 )
-from services.operator.cluster import Cluster, Refused
+from services.operator.cluster import Cluster, Conflict, Refused
 from services.operator.conditions import with_condition
 from services.operator.draft import Plan
 from services.operator.inference import carry_traffic
@@ -35,6 +36,7 @@ from services.operator.world import World
 
 Publish = Callable[[TrainingJob, BuildShard], None]
 COMPONENT = "ziya-operator"
+CONFLICTS = 5
 
 
 class Hands:
@@ -86,13 +88,16 @@ class Hands:
 
     def _set_finalizers(self, job: TrainingJob, wanted: set[str]) -> None:
         # Somebody else's finalizer, set since we read, would be lost: read again, and then under that version.
-        raw = self._cluster.training_job(job.namespace, job.name)
-        if raw is None or raw["metadata"]["uid"] != job.uid:
-            return
-        others = {*raw["metadata"].get("finalizers", ())} - {FINALIZER}
-        finalizers = sorted(others | (wanted & {FINALIZER}))
-        version = raw["metadata"]["resourceVersion"]
-        self._cluster.set_finalizers(job.namespace, job.name, finalizers, version)
+        for _ in range(CONFLICTS):
+            raw = self._cluster.training_job(job.namespace, job.name)
+            if raw is None or raw["metadata"]["uid"] != job.uid:
+                return
+            others = {*raw["metadata"].get("finalizers", ())} - {FINALIZER}
+            finalizers = sorted(others | (wanted & {FINALIZER}))
+            version = raw["metadata"]["resourceVersion"]
+            with contextlib.suppress(Conflict):
+                self._cluster.set_finalizers(job.namespace, job.name, finalizers, version)
+                return
 
     def _create(self, job: TrainingJob, action: CreateAttempt) -> None:
         stage = job.stage(action.stage)

@@ -11,7 +11,8 @@ the status says which Job there has to be, and a Job that a late worker makes fo
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import math
+from typing import Any
 
 from services.operator.actions import Activate, CreateAttempt, DeleteJob, ForceDeletePod
 from services.operator.children import JobView, PodView
@@ -20,19 +21,17 @@ from services.operator.naming import attempt_name, output_folder
 from services.operator.outcome import decide
 from services.operator.resource import Stage
 from services.operator.status import Artifact, Checkpoint, StageStatus
-from services.operator.verdict import EXIT_STOPPED, failure_of, lost, preempted
-
-FORCE_DELETE_AFTER = timedelta(minutes=10)
+from services.operator.verdict import DISRUPTED, EXIT_STOPPED, failure_of, lost, node_lost, preempted
 
 
 def advance(draft: Draft, stage: Stage) -> None:
     """One step on for a stage whose turn it is."""
     state = draft.of(stage)
     job = draft.world.job_named(state.job_name)
-    if job is not None:
-        _force_delete_lost_pods(draft, job)
-        if state.job_uid is None:
-            state = draft.change(stage, job_uid=job.uid)
+    if job is not None and state.job_uid is None:
+        state = draft.change(stage, job_uid=job.uid)
+    if state.job_name is not None:
+        state = _give_up_lost_pods(draft, stage, state, job)
     if state.job_uid is None:
         if state.job_name is not None:
             _unseen(draft, stage, state)
@@ -51,8 +50,8 @@ def advance(draft: Draft, stage: Stage) -> None:
 def _unseen(draft: Draft, stage: Stage, state: StageStatus) -> None:
     """The status names a Job that nobody has seen: whoever was to make it died, or it is about to be there."""
     if draft.world.job.spec.suspend:
-        draft.change(stage, phase="Suspended", job_name=None)
-    else:
+        draft.change(stage, job_name=None)
+    elif not is_edited(state, stage):
         draft.do(CreateAttempt(stage.name, state.attempt))
 
 
@@ -85,7 +84,7 @@ def _held(draft: Draft, stage: Stage, state: StageStatus, job: JobView) -> None:
 
 
 def _at_work(draft: Draft, stage: Stage, state: StageStatus, job: JobView) -> None:
-    pods = draft.world.pods_of(job)
+    pods = draft.world.pods_of(stage.name, state.attempt)
     if any(pod.phase != "Pending" for pod in pods):
         if state.phase != "Running":
             draft.tell("Started", f"attempt {state.attempt} of stage {stage.name} runs", stage=state)
@@ -99,50 +98,78 @@ def _failing(draft: Draft, stage: Stage, state: StageStatus, job: JobView) -> No
     """Why is written down while the pods are still there; what follows is decided when they are not any more."""
     failure = state.failure
     if failure is None:
-        failure = failure_of(job, draft.world.pods_of(job), state.last_failure, draft.now)
+        pods = draft.world.pods_of(stage.name, state.attempt)
+        failure = failure_of(job, pods, state.last_failure, draft.now)
+        if failure.exit_code == EXIT_STOPPED:
+            _saved(draft, stage, state, failure.step)
+        if state.phase == "Stopping" and failure.reason == DISRUPTED:
+            # It was told to stop, for a suspension, and did: `_gone` goes on from here.
+            if not job.deleting:
+                draft.do(DeleteJob(job.name, job.uid))
+            return
         state = draft.change(stage, phase="Stopping", last_failure=failure)
-        if failure.exit_code == EXIT_STOPPED and failure.step is not None:
-            state = draft.change(stage, checkpoint=Checkpoint(step=failure.step, time=draft.now))
     if job.is_over:
         decide(draft, stage, state, failure)
 
 
+def _saved(draft: Draft, stage: Stage, state: StageStatus, step: int | None) -> None:
+    if step is not None and (state.checkpoint is None or state.checkpoint.step != step):
+        draft.change(stage, checkpoint=Checkpoint(step=step, time=draft.now))
+
+
 def _gone(draft: Draft, stage: Stage, state: StageStatus) -> None:
     """Its Job was there and is not any more: stopped by us, or deleted by somebody."""
-    if state.failure is None and state.phase == "Stopping":
-        state = draft.change(stage, phase="Suspended", job_name=None, job_uid=None)
-        draft.tell("Suspended", f"stage {stage.name} has stopped and goes on from its checkpoint", stage=state)
+    if state.phase != "Stopping":
+        failure = lost(state.attempt, state.job_name, draft.now)
+        state = draft.change(stage, phase="Stopping", last_failure=failure)
+    if any(not pod.is_over for pod in draft.world.pods_of(stage.name, state.attempt)):
+        return  # `kubectl delete job` takes the Job at once and lets its pods end after it
+    if state.failure is not None:
+        decide(draft, stage, state, state.failure)
         return
-    failure = state.failure or lost(state.attempt, state.job_name, draft.now)
-    decide(draft, stage, draft.change(stage, last_failure=failure), failure)
+    state = draft.change(stage, job_name=None, job_uid=None)
+    draft.tell("Suspended", f"stage {stage.name} has stopped and goes on from its checkpoint", stage=state)
 
 
 def _succeeding(draft: Draft, stage: Stage, job: JobView) -> None:
     if not job.is_over:
         return
-    told = next((pod.told() for pod in draft.world.pods_of(job) if pod.told().get("code") == 0), {})
-    state = draft.change(stage, phase="Succeeded", completion_time=draft.now, metrics=told.get("metrics"))
-    made = told.get("artifact")
+    pods = draft.world.pods_of(job.stage, job.attempt)
+    pod = next((pod for pod in pods if pod.told().get("code") == 0), None)
+    told = pod.told() if pod else {}
+    state = draft.change(stage, phase="Succeeded", completion_time=draft.now, metrics=_numbers(told.get("metrics")))
     if stage.type != "eval":
+        made = told.get("artifact")
         digest = made.get("digest") if isinstance(made, dict) else None
-        state = draft.change(
-            stage, artifact=Artifact(uri=model_uri(draft, stage), digest=digest, step=told.get("step"))
+        artifact = Artifact(
+            uri=model_uri(draft, stage),
+            digest=digest if isinstance(digest, str) else None,
+            step=pod.step if pod else None,
         )
+        state = draft.change(stage, artifact=artifact)
     draft.tell("StageComplete", f"stage {stage.name} is complete", stage=state)
 
 
+def _numbers(metrics: Any) -> dict[str, float] | None:
+    """Those of a pod's last words that a status can hold: it may have said anything, and JSON has no NaN."""
+    if not isinstance(metrics, dict):
+        return None
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
 def _between(draft: Draft, stage: Stage) -> None:
-    """No attempt is there: Pending, Backoff or Suspended."""
+    """No attempt is there: none was yet, or the last one has failed or was stopped for a suspension."""
     state = draft.of(stage)
     if draft.world.job.spec.suspend:
         if state.attempt:
             draft.change(stage, phase="Suspended")
     elif state.phase == "Backoff" and state.next_attempt_time and state.next_attempt_time > draft.now:
         draft.look_again(state.next_attempt_time)
-    elif is_edited(state, stage):
-        said = f"stage {stage.name} was changed after it had started: change it back, or make another job"
-        draft.condition("Accepted", False, "ImmutableField", said)
-    else:
+    elif not is_edited(state, stage):
         _begin(draft, stage, state.attempt + 1)
 
 
@@ -151,13 +178,12 @@ def _begin(draft: Draft, stage: Stage, number: int) -> None:
     name = attempt_name(job.name, stage.name, job.uid, number)
     fresh = {"job_uid": None, "next_attempt_time": None, "progress": None}
     draft.change(stage, phase="Queued", attempt=number, job_name=name, spec_hash=stage.spec_hash, **fresh)
-    draft.condition("Progressing", True, "Queued", f"attempt {number} of stage {stage.name} is being made")
     draft.do(CreateAttempt(stage.name, number))
 
 
 def is_edited(state: StageStatus, stage: Stage) -> bool:
     """What the API server's rules refuse, on a cluster that does not know them."""
-    return state.attempt > 0 and state.spec_hash is not None and state.spec_hash != stage.spec_hash
+    return state.spec_hash not in (None, stage.spec_hash)
 
 
 def model_uri(draft: Draft, stage: Stage) -> str:
@@ -166,12 +192,23 @@ def model_uri(draft: Draft, stage: Stage) -> str:
     return f"pvc://{job.spec.output.pvc}/{output_folder(job.name, job.uid)}/{stage.name}/model"
 
 
-def _force_delete_lost_pods(draft: Draft, job: JobView) -> None:
-    for pod in draft.world.pods_of(job):
-        if _is_lost(pod, draft.now):
-            draft.do(ForceDeletePod(pod.name, pod.uid))
-            draft.tell("NodeLost", f"pod {pod.name} on {pod.node} does not end; it is given up", warning=True)
+def _give_up_lost_pods(draft: Draft, stage: Stage, state: StageStatus, job: JobView | None) -> StageStatus:
+    """Pods whose node does not answer: they would stay for ever. The Job goes with them, because its controller holds
+    a pod that it has not seen end until the Job itself is to go."""
+    pods = [pod for pod in draft.world.pods_of(stage.name, state.attempt) if _is_lost(pod, draft)]
+    if not pods:
+        return state
+    draft.do(*(ForceDeletePod(pod.name, pod.uid) for pod in pods))
+    if job is not None and not job.deleting:
+        draft.do(DeleteJob(job.name, job.uid))
+    failure = node_lost(state.attempt, pods[0], state.failure, draft.now)
+    if failure != state.failure:
+        said = f"pod {pods[0].name} on {pods[0].node} does not end; it is given up"
+        draft.tell("NodeLost", said, stage=state, warning=True)
+    return draft.change(stage, phase="Stopping", last_failure=failure)
 
 
-def _is_lost(pod: PodView, now: datetime) -> bool:
-    return pod.deleting_since is not None and not pod.is_over and now - pod.deleting_since > FORCE_DELETE_AFTER
+def _is_lost(pod: PodView, draft: Draft) -> bool:
+    """`deleting_since` is when its grace was over."""
+    since = pod.deleting_since
+    return since is not None and not pod.is_over and draft.now - since > draft.world.lost_after

@@ -29,6 +29,7 @@ class PodView:
     index: int = 0
     node: str | None = None
     disrupted: str = ""
+    disrupted_since: datetime | None = None
     unscheduled: str = ""
     exit_code: int | None = None
     ended: datetime | None = None
@@ -47,6 +48,12 @@ class PodView:
         except ValueError:
             return {}
         return said if isinstance(said, dict) else {}
+
+    @property
+    def step(self) -> int | None:
+        """The last one that it told of."""
+        step = self.told().get("step")
+        return step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ def read_pod(raw: Mapping[str, Any]) -> PodView:
         index=int(labels.get("batch.kubernetes.io/job-completion-index", 0)),
         node=raw.get("spec", {}).get("nodeName"),
         disrupted=_said(disruption) if disruption.get("status") == "True" else "",
+        disrupted_since=_time(disruption.get("lastTransitionTime")) if disruption.get("status") == "True" else None,
         unscheduled=_said(scheduled) if scheduled.get("status") == "False" else "",
         exit_code=ended.get("exitCode"),
         ended=_time(ended.get("finishedAt")),

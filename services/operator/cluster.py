@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from services.operator.api import APPLY, Api, ApiError, Object
+from services.operator.api import APPLY, JSON, METADATA, Api, ApiError, Object
 from services.operator.children import CONTAINER, JOB_UID
 from services.operator.resource import GROUP, KIND, PLURAL, VERSION
 
@@ -29,9 +29,16 @@ class Cluster:
     def training_job(self, namespace: str, name: str) -> Object | None:
         return _or_none(lambda: self._api.get(_path(namespace, name)))
 
-    def training_jobs(self, namespace: str = "") -> list[Object]:
+    def training_jobs(self, namespace: str = "") -> Iterator[Object]:
         """Of one namespace, or of all."""
-        return cast("list[Object]", self._api.get(_path(namespace))["items"])
+        return self._api.pages(_path(namespace))
+
+    def children(self, namespace: str = "") -> Iterator[Object]:
+        """The metadata of all Jobs and pods of TrainingJobs; the rest of them may be there or not."""
+        where = f"/namespaces/{namespace}" if namespace else ""
+        accept = f"{METADATA},{JSON}"
+        yield from self._api.pages(f"/apis/batch/v1{where}/jobs", accept, labelSelector=JOB_UID)
+        yield from self._api.pages(f"/api/v1{where}/pods", accept, labelSelector=JOB_UID)
 
     def patch_status(self, namespace: str, name: str, version: str, status: Object) -> str:
         """A merge patch on the version that was read; the new version. Raises Conflict."""
@@ -51,9 +58,15 @@ class Cluster:
         self._api.patch(f"{_path(namespace, name)}/status", body, APPLY, fieldManager=manager, force="true")
 
     def set_finalizers(self, namespace: str, name: str, finalizers: Sequence[str], version: str) -> None:
-        """All of them, on the version given; one that was written since is left for the next look."""
+        """All of them, on the version given. Raises Conflict."""
         metadata = {"resourceVersion": version, "finalizers": list(finalizers)}
-        _quietly(lambda: self._api.patch(_path(namespace, name), {"metadata": metadata}))
+        try:
+            self._api.patch(_path(namespace, name), {"metadata": metadata})
+        except ApiError as error:
+            if error.status == 409:
+                raise Conflict(f"{namespace}/{name} was written since it was read") from error
+            if error.status != 404:
+                raise
 
     def delete_training_job(self, namespace: str, name: str, uid: str) -> None:
         _quietly(lambda: self._api.delete(_path(namespace, name), uid))

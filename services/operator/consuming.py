@@ -54,6 +54,9 @@ def worker_app(settings: OperatorSettings, queues: list[str]) -> Celery:
 def main() -> None:
     settings = OperatorSettings.load()
     configure_logging(f"{settings.program}-worker", settings.log_level)
+    # Celery tells of every message twice; what a task has to say it says itself.
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     queues = sys.argv[1:] or [CONTROL, DATA]
     app = worker_app(settings, queues)
     worker = app.Worker(

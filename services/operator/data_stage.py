@@ -22,17 +22,16 @@ def advance(draft: Draft, stage: Stage) -> None:
         state = draft.of(stage)
     if state.phase == "Failed":
         return
+    edited = is_edited(state, stage)
     missing = sorted(set(range(stage.shards)) - {shard.number for shard in state.shards or ()})
-    if not missing:
+    if not missing and not edited:
         _finish(draft, stage)
     elif draft.world.job.spec.suspend:
         if state.attempt:
             draft.change(stage, phase="Suspended")
     elif state.phase == "Backoff" and state.next_attempt_time and state.next_attempt_time > draft.now:
         draft.look_again(state.next_attempt_time)
-    elif is_edited(state, stage):
-        draft.condition("Accepted", False, "ImmutableField", f"stage {stage.name} was changed after it had started")
-    else:
+    elif not edited:
         if state.phase != "Running":
             state = _begin(draft, stage, state)
         draft.do(*(BuildShard(stage.name, state.attempt, number) for number in missing))

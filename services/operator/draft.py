@@ -27,13 +27,14 @@ class Plan:
 
 @dataclass
 class Draft:
-    """Mutable, and alive only while one plan is made."""
+    """Mutable, and alive only while one plan is made. `said` has the conditions that were set in it."""
 
     world: World
     now: datetime
     status: Status
     actions: list[Action] = field(default_factory=list)
     wake: datetime | None = None
+    said: set[str] = field(default_factory=set)
 
     def do(self, *actions: Action) -> None:
         self.actions += actions
@@ -46,8 +47,17 @@ class Draft:
         self.wake = min(self.wake or at, at)
 
     def condition(self, kind: str, truth: bool | None, reason: str, message: str = "") -> None:
-        generation = self.world.job.generation
-        self.status = with_condition(self.status, kind, truth, reason, message, generation=generation, now=self.now)
+        """The last word of a plan counts; whether it is a change is seen from before the plan."""
+        job = self.world.job
+        self.said.add(kind)
+        self.status = with_condition(
+            self.status, kind, truth, reason, message, generation=job.generation, now=self.now, since=job.status
+        )
+
+    def had(self, kind: str, reason: str) -> bool:
+        """Whether the condition had that reason before this plan."""
+        found = self.world.job.status.condition(kind)
+        return found is not None and found.reason == reason
 
     def put(self, stage: StageStatus) -> StageStatus:
         """Replaces the stage of that name."""

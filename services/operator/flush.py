@@ -11,7 +11,8 @@ from services.operator.resource import Key
 from services.operator.showing import display
 from services.operator.status import Progress
 
-MANAGER = "ziya-progress"
+# One for each stage: what a manager has applied before and does not apply again is removed.
+MANAGER = "ziya-progress-{stage}"
 
 
 def flush(cluster: Cluster, key: Key, stage: str, attempt: int, told: Mapping[str, Any]) -> None:
@@ -28,4 +29,4 @@ def flush(cluster: Cluster, key: Key, stage: str, attempt: int, told: Mapping[st
         "stages": [{"name": stage, "progress": progress.model_dump(mode="json", by_alias=True, exclude_none=True)}],
         "display": shown.model_dump(by_alias=True),
     }
-    cluster.apply_status(key.namespace, key.name, status, MANAGER)
+    cluster.apply_status(key.namespace, key.name, status, MANAGER.format(stage=stage))

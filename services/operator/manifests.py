@@ -9,7 +9,7 @@ The trainer gets the whole TrainingJob as a file, from an annotation, as it was 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ ANNOTATION, SPEC_HASH = "ziya.dev/training-job", "ziya.dev/spec-hash"
 TERMINATION_LOG = "/dev/termination-log"
 # Beyond what the trainer needs to save: for the processes to end after it.
 EXTRA_GRACE_SECONDS = 15
+NODE_SILENT_SECONDS = 60
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
@@ -138,7 +139,7 @@ def _pod(job: TrainingJob, stage: Stage, attempt: int, where: Surroundings) -> d
     optional: Mapping[str, Any] = {
         "priorityClassName": job.spec.priority_class_name,
         "nodeSelector": pod.node_selector,
-        "tolerations": list(pod.tolerations),
+        "tolerations": [*pod.tolerations, *_node_tolerations(pod.tolerations)],
         "imagePullSecrets": [{"name": name} for name in pod.image_pull_secrets],
         "subdomain": service_name(job.name, job.uid) if stage.parallelism.nodes > 1 else None,
     }
@@ -151,6 +152,16 @@ def _pod(job: TrainingJob, stage: Stage, attempt: int, where: Surroundings) -> d
         "volumes": volumes,
         **{key: value for key, value in optional.items() if value},
     }
+
+
+def _node_tolerations(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A minute on a node that does not answer: Kubernetes would add five. What the job says itself, stays."""
+    named = {one.get("key") for one in given}
+    return [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_SILENT_SECONDS}
+        for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+        if key not in named and None not in named
+    ]
 
 
 def _environment(job: TrainingJob, stage: Stage, attempt: int, where: Surroundings) -> list[dict[str, Any]]:

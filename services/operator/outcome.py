@@ -25,6 +25,7 @@ def decide(draft: Draft, stage: Stage, state: StageStatus, failure: Failure) -> 
 def fail(draft: Draft, state: StageStatus, reason: str, message: str) -> None:
     """The stage, and with it the job."""
     draft.put(state.to(phase="Failed", completion_time=draft.now, next_attempt_time=None))
+    draft.status = draft.status.to(completion_time=draft.now)
     draft.condition("Failed", True, reason, f"stage {state.name}: {message}")
     draft.tell(reason, f"stage {state.name}: {message}", stage=state, warning=True)
 

@@ -70,7 +70,8 @@ def _prepared(world: World) -> Status:
     status, spec = world.job.status, world.job.spec
     names = {stage.name for stage in spec.stages}
     kept = [one for one in status.stages if one.name not in names and one.phase != "Pending"]
-    stages = [status.stage(one.name) or StageStatus(name=one.name, type=one.type) for one in spec.stages]
+    known = {one.name: one for one in status.stages if one.phase != "Pending"}
+    stages = [known.get(one.name) or StageStatus(name=one.name, type=one.type) for one in spec.stages]
     return status.to(stages=(*kept, *stages), observed_generation=world.job.generation)
 
 
@@ -79,6 +80,7 @@ def _acceptable(draft: Draft) -> bool:
     names = {stage.name for stage in job.spec.stages}
     edited = [stage.name for stage in job.spec.stages if attempts.is_edited(draft.of(stage), stage)]
     edited += [one.name for one in draft.status.stages if one.name not in names]
+    edited += _out_of_turn(draft)
     if job.spec.output.pvc is None and any(stage.type in IN_PODS | {"data"} for stage in job.spec.stages):
         said = "spec.output.pvc is not set: on a cluster the results need a claim that all pods can write to"
         draft.condition("Accepted", False, "NoClaim", said)
@@ -91,20 +93,23 @@ def _acceptable(draft: Draft) -> bool:
     return True
 
 
+def _out_of_turn(draft: Draft) -> list[str]:
+    """What has begun and is not done, though it was taken out since, or put behind a stage that has not begun."""
+    stages = draft.world.job.spec.stages
+    turn = next((stage.name for stage in stages if draft.of(stage).phase != "Succeeded"), None)
+    return [one.name for one in draft.status.stages if one.phase not in ("Pending", "Succeeded") and one.name != turn]
+
+
 def _go_on(draft: Draft) -> None:
     job = draft.world.job
     if FINALIZER not in job.finalizers:
         draft.do(AddFinalizer())
-    if _overdue(draft) or _stray(draft):
+    if _overdue(draft) or _stray(draft) or _out_of_turn(draft):
         return
     for stage in job.spec.stages:
         if draft.of(stage).phase != "Succeeded":
             _advance(draft, stage)
-        state = draft.of(stage)
-        if state.phase == "Failed":
-            draft.status = draft.status.to(completion_time=draft.now)
-            return
-        if state.phase != "Succeeded":
+        if draft.of(stage).phase != "Succeeded":
             return
     draft.status = draft.status.to(completion_time=draft.now)
     draft.condition("Complete", True, "Complete", "all stages are complete")
@@ -118,6 +123,9 @@ def _advance(draft: Draft, stage: Stage) -> None:
         data_stage.advance(draft, stage)
     elif stage.type == "promote":
         promotion.advance(draft, stage)
+    elif stage.type != "merge":
+        said = f"stage {stage.name}: this operator does not know the type {stage.type}, a newer one may"
+        draft.condition("Accepted", False, "UnknownType", said)
     elif not draft.world.job.spec.suspend:
         # merge: every stage with LoRA leaves a merged model, checked against the one with adapters.
         state = draft.change(stage, phase="Succeeded", attempt=1, completion_time=draft.now)
@@ -149,7 +157,9 @@ def _overdue(draft: Draft) -> bool:
     stage = next((one for one in draft.status.stages if one.phase != "Succeeded"), None)
     if stage is None:
         return False
-    fail(draft, stage, "DeadlineExceeded", f"the job has not ended in {limit} seconds")
-    draft.status = draft.status.to(completion_time=draft.now)
+    if stage.canary is not None and stage.phase == "Stopping":
+        return False  # its traffic goes back, and then it has failed anyway
+    give_up = fail if stage.canary is None else promotion.refuse
+    give_up(draft, stage, "DeadlineExceeded", f"the job has not ended in {limit} seconds")
     _stop(draft, [one for one in draft.world.jobs if one.is_live])
     return True

@@ -25,10 +25,14 @@ def advance(draft: Draft, stage: Stage) -> None:
         fail(draft, state.to(attempt=1), "NoPromotion", "spec.promotion does not say which InferenceService")
     elif state.canary is None:
         _begin(draft, stage, promotion)
-    elif draft.of(stage).phase == "Stopping":
-        _roll_back(draft, stage, state.canary)
+    elif state.phase == "Stopping":
+        _roll_back(draft, state, state.canary)
+    elif draft.world.job.spec.suspend:
+        draft.change(stage, phase="Suspended")
     else:
-        _watch(draft, stage, state.canary, promotion)
+        if state.phase == "Suspended":
+            _wait_anew(draft, stage, state.canary)
+        _watch(draft, stage, promotion)
 
 
 def _begin(draft: Draft, stage: Stage, promotion: Promotion) -> None:
@@ -47,23 +51,32 @@ def _begin(draft: Draft, stage: Stage, promotion: Promotion) -> None:
     draft.tell("Promoting", f"{promotion.inference_service} gives {percent} % of its traffic to {model}")
 
 
-def _watch(draft: Draft, stage: Stage, canary: Canary, promotion: Promotion) -> None:
+def _watch(draft: Draft, stage: Stage, promotion: Promotion) -> None:
     serving, state = draft.world.serving, draft.of(stage)
+    canary = state.canary
+    assert canary is not None
     draft.look_again(draft.now + LOOK_AGAIN)
     if serving is None or (serving.uri, serving.percent) != (canary.uri, canary.percent):
         draft.do(SetTraffic(canary.uri, canary.percent))
+    elif not serving.ready and canary.since is not None:
+        _wait_anew(draft, stage, canary)
     elif not serving.ready:
-        began = canary.since or state.start_time or draft.now
-        if draft.now - began > timedelta(seconds=promotion.ready_seconds):
-            _refuse(draft, stage, "NotReady", f"not ready after {promotion.ready_seconds:.0f} s: {serving.message}")
+        if draft.now - (state.start_time or draft.now) > timedelta(seconds=promotion.ready_seconds):
+            refuse(draft, state, "NotReady", f"not ready after {promotion.ready_seconds:.0f} s: {serving.message}")
     elif promotion.gate is not None and draft.world.measured is not None and _below(draft, promotion):
         gate = promotion.gate
         said = f"{gate.query} is {draft.world.measured:g} at {canary.percent} %, it must be at least {gate.at_least:g}"
-        _refuse(draft, stage, "GateFailed", said)
+        refuse(draft, state, "GateFailed", said)
     elif canary.since is None:
         draft.change(stage, canary=canary.model_copy(update={"since": draft.now}))
     elif draft.now - canary.since >= timedelta(seconds=promotion.step_seconds):
         _rise(draft, stage, canary, promotion)
+
+
+def _wait_anew(draft: Draft, stage: Stage, canary: Canary) -> None:
+    """A step's time counts while the revision is ready, and while somebody looks."""
+    canary = canary.model_copy(update={"since": None})
+    draft.change(stage, phase="Running", canary=canary, start_time=draft.now)
 
 
 def _below(draft: Draft, promotion: Promotion) -> bool:
@@ -87,23 +100,28 @@ def _rise(draft: Draft, stage: Stage, canary: Canary, promotion: Promotion) -> N
     draft.tell("Promoting", f"{promotion.inference_service} gives {higher[0]} % of its traffic to {canary.uri}")
 
 
-def _refuse(draft: Draft, stage: Stage, reason: str, message: str) -> None:
-    canary = draft.of(stage).canary
+def refuse(draft: Draft, state: StageStatus, reason: str, message: str) -> None:
+    """Traffic goes back; a new InferenceService has nothing to go back to and stays."""
+    canary = state.canary
     assert canary is not None
     draft.condition("Promoted", False, reason, message)
-    draft.tell(reason, message, stage=draft.of(stage), warning=True)
-    draft.change(stage, phase="Stopping", canary=canary.model_copy(update={"percent": 0}))
+    if canary.previous_uri is None:
+        fail(draft, state, reason, message)
+        return
+    draft.tell(reason, message, stage=state, warning=True)
+    draft.put(state.to(phase="Stopping", canary=canary.model_copy(update={"percent": 0, "since": None})))
     draft.do(SetTraffic(canary.uri, 0))
 
 
-def _roll_back(draft: Draft, stage: Stage, canary: Canary) -> None:
-    """The stage has failed when the InferenceService is told so; a new one has nothing to go back to and stays."""
+def _roll_back(draft: Draft, state: StageStatus, canary: Canary) -> None:
+    """The stage has failed when the InferenceService is told so."""
     serving, refused = draft.world.serving, draft.status.condition("Promoted")
-    if serving is not None and canary.previous_uri is not None and serving.percent != 0:
+    if serving is not None and serving.percent != 0:
         draft.do(SetTraffic(canary.uri, 0))
+        draft.look_again(draft.now + LOOK_AGAIN)
         return
     reason, message = (refused.reason, refused.message) if refused else ("GateFailed", "")
-    fail(draft, draft.of(stage), reason, message)
+    fail(draft, state, reason, message)
 
 
 def _model(draft: Draft, stage: Stage) -> str | None:

@@ -14,23 +14,37 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from services.operator.api import ApiError, Object
+from services.operator.children import JOB_UID
 from services.operator.cluster import Cluster, Conflict
 from services.operator.conditions import with_condition
 from services.operator.hints import Hints
 from services.operator.metrics import PHASES, OperatorMetrics
 from services.operator.resource import FINALIZER, Key, TrainingJob, read
+from services.operator.resting import Marks, versions
 from services.operator.status import removed
 from services.operator.watch import Watcher
 
-BROKER_SILENT_SECONDS = 60.0
-FINALIZE_BY_OURSELVES = timedelta(minutes=2)
 SETTLED = timedelta(minutes=10)
 log = logging.getLogger(__name__)
 
 
 class Resync:
-    def __init__(self, cluster: Cluster, hints: Hints, watcher: Watcher, metrics: OperatorMetrics) -> None:
+    """While the broker is away for `silent_seconds`, it says so and lets go what was deleted `finalize_after` ago."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        hints: Hints,
+        watcher: Watcher,
+        metrics: OperatorMetrics,
+        marks: Marks,
+        *,
+        silent_seconds: float = 60.0,
+        finalize_after: timedelta = timedelta(minutes=2),
+    ) -> None:
         self._cluster, self._hints, self._watcher, self._metrics = cluster, hints, watcher, metrics
+        self._marks = marks
+        self._silent_seconds, self._finalize_after = silent_seconds, finalize_after
 
     async def run(self, namespace: str, seconds: float) -> None:
         """Until cancelled."""
@@ -45,19 +59,38 @@ class Resync:
 
     async def look(self, namespace: str) -> None:
         """Once. Raises ApiError."""
-        jobs = await asyncio.to_thread(self._cluster.training_jobs, namespace)
         now = datetime.now(UTC)
-        phases = Counter((job.get("status") or {}).get("phase", "Pending") for job in jobs)
+        phases, known, due = await asyncio.to_thread(self._survey, namespace, now)
         for phase in PHASES:
             self._metrics.jobs.labels(phase).set(phases[phase])
-        due = [job for job in jobs if is_due(job, now)]
+        self._watcher.known.update(known)
         for job in due:
-            key = key_of(job)
-            self._watcher.known[key.uid] = key
-            self._hints.mark(key, deleting="deletionTimestamp" in job["metadata"])
+            self._hints.mark(key_of(job), deleting="deletionTimestamp" in job["metadata"])
         down = self._hints.down_since
-        if down is not None and time.monotonic() - down > BROKER_SILENT_SECONDS:
+        if down is not None and time.monotonic() - down > self._silent_seconds:
             await asyncio.to_thread(self._without_broker, due, now)
+
+    def _survey(self, namespace: str, now: datetime) -> tuple[Counter[str], dict[str, Key], list[Object]]:
+        """How many jobs there are by phase, all keys by uid, and the jobs at which to look."""
+        phases: Counter[str] = Counter()
+        known, due = {}, []
+        for job in self._cluster.training_jobs(namespace):
+            phases[_phase(job) or "Pending"] += 1
+            known[job["metadata"]["uid"]] = key_of(job)
+            if is_due(job, now):
+                due.append(job)
+        return phases, known, self._restless(namespace, due)
+
+    def _restless(self, namespace: str, jobs: list[Object]) -> list[Object]:
+        """Without those of which nothing has changed since a worker found nothing to do for them."""
+        marks = self._marks.of([job["metadata"]["uid"] for job in jobs if _phase(job) == "Queued"])
+        if not marks:
+            return jobs
+        children: dict[str, list[Object]] = {uid: [] for uid in marks}
+        for child in self._cluster.children(namespace):
+            children.get(child["metadata"]["labels"][JOB_UID], []).append(child)
+        seen = {uid: versions(job, children[uid]) for job in jobs if (uid := job["metadata"]["uid"]) in marks}
+        return [job for job in jobs if (uid := job["metadata"]["uid"]) not in marks or marks[uid] != seen[uid]]
 
     def _without_broker(self, jobs: Sequence[Object], now: datetime) -> None:
         for raw in jobs:
@@ -65,7 +98,7 @@ class Resync:
             try:
                 if job.deleting_since is None:
                     self._say_so(job, now)
-                elif now - job.deleting_since > FINALIZE_BY_OURSELVES and FINALIZER in job.finalizers:
+                elif now - job.deleting_since > self._finalize_after and FINALIZER in job.finalizers:
                     others = [name for name in job.finalizers if name != FINALIZER]
                     self._cluster.set_finalizers(job.namespace, job.name, others, job.version)
             except Conflict:
@@ -95,6 +128,11 @@ def is_due(raw: Object, now: datetime) -> bool:
         return age < SETTLED or (lives is not None and age >= timedelta(seconds=lives))
     rests = phase == "Suspended" and spec.get("suspend", False)
     return not (rests and status.get("observedGeneration") == meta.get("generation"))
+
+
+def _phase(raw: Object) -> str | None:
+    phase: str | None = (raw.get("status") or {}).get("phase")
+    return phase
 
 
 def key_of(raw: Object) -> Key:

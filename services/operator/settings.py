@@ -31,6 +31,12 @@ class OperatorSettings(ProcessSettings):
     operator_resync_seconds: float = Field(default=30.0, gt=0)
     # How often the progress of one job may be written into its status.
     operator_progress_seconds: float = Field(default=10.0, ge=0)
+    # A pod that has not ended so long after its grace period is force-deleted: its node is gone.
+    operator_node_lost_seconds: float = Field(default=600.0, gt=0)
+    # When the broker has been away so long, the watcher itself says so in the jobs' conditions.
+    operator_broker_silent_seconds: float = Field(default=60.0, gt=0)
+    # And when a job was deleted so long ago meanwhile, the watcher itself lets it go.
+    operator_finalize_seconds: float = Field(default=120.0, gt=0)
     # Where training pods reach the progress endpoint; empty means that nothing is posted.
     operator_progress_url: str = ""
     operator_progress_host: str = "127.0.0.1"

@@ -7,12 +7,14 @@ be, that it ends in time, and that its result or its failure is written down.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from services.operator.verdict import CRASHED, EXIT_BAD_CONFIG, REJECTED
 from ziya.leash import on_leash
 
 CONFLICTS = 20
-log = logging.getLogger(__name__)
+LEASE_SECONDS = 15
 
 
 class Shards:
@@ -42,7 +44,8 @@ class Shards:
         self._cluster, self._locks, self._claims = cluster, locks, claims
 
     def claim_message(self, uid: str, piece: BuildShard) -> bool:
-        """False where a message for this piece is already on its way. Only saves work: without Redis it says True."""
+        """False where a message for this piece is on its way, or a worker at it. Only saves work: without Redis it is
+        True."""
         try:
             return bool(self._locks.set(_lock(uid, piece), "1", nx=True, ex=DATA_SECONDS[1] + 10))
         except redis.RedisError:
@@ -50,13 +53,31 @@ class Shards:
 
     def build(self, key: Key, piece: BuildShard) -> None:
         """Raises ApiError."""
-        job = fetch(self._cluster, key)
-        if job is not None and _is_wanted(job.status.stage(piece.stage), piece):
-            self._record(job, piece, *self._run(job, piece))
+        with self._held(_lock(key.uid, piece)):
+            job = fetch(self._cluster, key)
+            if job is not None and _is_wanted(job.status.stage(piece.stage), piece):
+                self._record(job, piece, *self._run(job, piece))
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[None]:
+        """The lock, kept for as long as this process lives and a little more: then the piece is asked for again."""
+        done = threading.Event()
+
+        def keep() -> None:
+            while not done.is_set():
+                with suppress(redis.RedisError):
+                    self._locks.set(name, "1", ex=LEASE_SECONDS)
+                done.wait(LEASE_SECONDS / 3)
+
+        keeper = threading.Thread(target=keep, daemon=True)
+        keeper.start()
         try:
-            self._locks.delete(_lock(key.uid, piece))
-        except redis.RedisError as error:
-            log.info("a lock stays until it expires: %s", error)
+            yield
+        finally:
+            done.set()
+            keeper.join()
+            with suppress(redis.RedisError):
+                self._locks.delete(name)
 
     def _run(self, job: TrainingJob, piece: BuildShard) -> tuple[Shard | None, Failure | None]:
         folder = self._claims / job.namespace / str(job.spec.output.pvc) / output_folder(job.name, job.uid)

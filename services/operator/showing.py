@@ -45,6 +45,8 @@ def _progressing(draft: Draft, phase: str, current: StageStatus | None) -> None:
             draft.condition("Failed", False, "Complete")
         else:
             draft.condition("Complete", False, "Failed")
+    elif _is_refused(draft):
+        pass
     elif accepted is not None and accepted.status == "False":
         draft.condition("Progressing", False, accepted.reason, accepted.message)
     elif phase == "Suspended":
@@ -55,16 +57,26 @@ def _progressing(draft: Draft, phase: str, current: StageStatus | None) -> None:
     elif current.phase == "Stopping":
         draft.condition("Progressing", True, "Stopping", f"stage {current.name} stops")
     elif current.phase == "Running" and (since := _silent(current.progress, draft.now)):
-        said = f"stage {current.name} has told nothing since {since:%H:%M:%S} UTC; it may be evaluating, or hang"
-        draft.condition("Progressing", None, "Stalled", said)
-    elif current.phase == "Running" and not _is_unknown(draft):
+        _stalled(draft, current, since)
+    elif "Progressing" in draft.said:
+        pass
+    elif current.phase == "Queued":
+        said = f"attempt {current.attempt} of stage {current.name} is being made"
+        draft.condition("Progressing", True, "Queued", said)
+    elif current.phase == "Running":
         draft.condition("Progressing", True, "Running", f"stage {current.name} runs")
 
 
-def _is_unknown(draft: Draft) -> bool:
-    """A promotion that waits for its gate has said so in this very plan."""
-    found = draft.status.condition("Progressing")
-    return found is not None and found.reason == "GateUnknown" and found.status == "Unknown"
+def _stalled(draft: Draft, stage: StageStatus, since: datetime) -> None:
+    said = f"stage {stage.name} has told nothing since {since:%H:%M:%S} UTC; it may be evaluating, or hang"
+    if not draft.had("Progressing", "Stalled"):
+        draft.tell("Stalled", said, stage=stage, warning=True)
+    draft.condition("Progressing", None, "Stalled", said)
+
+
+def _is_refused(draft: Draft) -> bool:
+    """What the API would not do stays said while it is asked for again (services/operator/apply.py)."""
+    return any(draft.had("Progressing", f"{type(action).__name__}Refused") for action in draft.actions)
 
 
 def _silent(progress: Progress | None, now: datetime) -> datetime | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from services.operator.queue import (
     RECONCILE,
 )
 from services.operator.resource import Key, TrainingJob
+from services.operator.resting import Marks, rests
 from services.operator.settings import OperatorSettings
 from services.operator.shards import Shards
 
@@ -60,6 +61,10 @@ class Workshop:
         """Marks that only save work: without them more is looked at, never less done."""
         return redis.Redis.from_url(self.settings.operator_broker_url, socket_timeout=3)
 
+    @cached_property
+    def marks(self) -> Marks:
+        return Marks(self.locks)
+
     def claim_wake(self, key: Key, seconds: float) -> bool:
         """False where somebody will look by then anyway: else every look would add one more that adds one more."""
         try:
@@ -82,7 +87,7 @@ class Workshop:
     def reconcile(self, key: Key) -> float | None:
         """In how many seconds to look again, if the plan says so. Raises ApiError."""
         for _ in range(CONFLICTS):
-            world = gather(self.cluster, key)
+            world = gather(self.cluster, key, timedelta(seconds=self.settings.operator_node_lost_seconds))
             if world is None:
                 return None
             now = datetime.now(UTC)
@@ -91,6 +96,8 @@ class Workshop:
                 self.hands.apply(world, made)
             except Conflict:
                 continue  # somebody was first: what there is to do now may be something else
+            if rests(world, made):
+                self.marks.put(world, made.wake, now)
             return max((made.wake - now).total_seconds(), 0.1) if made.wake else None
         log.info("%s/%s is being written all the time; the next message tries again", key.namespace, key.name)
         return 1.0

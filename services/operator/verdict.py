@@ -4,8 +4,9 @@
     Disrupted  evicted, preempted, drained or lost (DisruptionTarget), or stopped after a checkpoint (code 75)
     Crashed    anything else; CrashedAgain when the attempt before it failed at the same step in the same way
 
-Of several pods the one that ended first is believed: those after it ended because of it. Which rule of the Job's
-failure policy matched is told only by a message for people, so the pods are asked and not that text.
+Of several pods the one that ended first is believed: those after it ended because of it. One that is disrupted
+ends from then on, and one that never does is on a node that is gone, which is why the others have ended. Which rule of
+the Job's failure policy matched is told only by a message for people, so the pods are asked and not that text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from services.operator.status import Failure
 
 REJECTED, DISRUPTED, CRASHED, AGAIN = "Rejected", "Disrupted", "Crashed", "CrashedAgain"
 EXIT_BAD_CONFIG, EXIT_STOPPED = 42, 75
-_LATE = datetime.max.replace(tzinfo=UTC)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 MESSAGE_CHARACTERS, LOG_CHARACTERS = 1024, 4096
 
 
@@ -31,20 +32,18 @@ def failure_of(job: JobView, pods: Sequence[PodView], before: Failure | None, no
 def _failure(job: JobView, pods: Sequence[PodView], now: datetime) -> Failure:
     failed = [pod for pod in pods if pod.exit_code not in (None, 0) or pod.disrupted]
     # Kubernetes' times are whole seconds: in a tie the disruption came first, a crash does not evict its neighbours.
-    failed.sort(key=lambda pod: (pod.ended or _LATE, not pod.disrupted, pod.exit_code != EXIT_STOPPED))
+    failed.sort(key=lambda pod: (_end(pod), not pod.disrupted, pod.exit_code != EXIT_STOPPED))
     rejecting = [pod for pod in failed if pod.exit_code == EXIT_BAD_CONFIG]
     if not failed:
         said = next((message for kind, message in job.conditions if kind in ("Failed", "FailureTarget")), "")
         return Failure(attempt=job.attempt, reason=CRASHED, message=said or "its pods are gone", time=now)
     pod = (rejecting or failed)[0]
-    told = pod.told()
     if rejecting:
         reason = REJECTED
     elif pod.disrupted or pod.exit_code == EXIT_STOPPED:
         reason = DISRUPTED
     else:
         reason = CRASHED
-    step = told.get("step")
     return Failure(
         attempt=job.attempt,
         reason=reason,
@@ -53,15 +52,32 @@ def _failure(job: JobView, pods: Sequence[PodView], now: datetime) -> Failure:
         node=pod.node,
         message=_sentence(pod)[:MESSAGE_CHARACTERS],
         log_tail=pod.log_tail[-LOG_CHARACTERS:],
-        step=step if isinstance(step, int) else None,
+        step=pod.step,
         time=now,
     )
+
+
+def _end(pod: PodView) -> datetime:
+    """An eviction begins the end: its pod has time to save, and the others may give up before it has done so."""
+    if pod.ended is None:
+        return _FIRST if pod.disrupted else _LAST
+    return min(pod.ended, pod.disrupted_since or pod.ended)
 
 
 def lost(stage_attempt: int, job_name: str | None, now: datetime) -> Failure:
     """Of an attempt whose Job was deleted by somebody else."""
     message = f"Job {job_name} is gone before it had ended"
     return Failure(attempt=stage_attempt, reason=DISRUPTED, message=message, time=now)
+
+
+def node_lost(stage_attempt: int, pod: PodView, before: Failure | None, now: datetime) -> Failure:
+    """Of an attempt with a pod that never ended. What was taken for a crash `before` is what its node's end did."""
+    message = f"node {pod.node} is gone: pod {pod.name} did not end"
+    if before is not None and (before.reason == REJECTED or before.message == message):
+        return before
+    return Failure(
+        attempt=stage_attempt, reason=DISRUPTED, pod=pod.name, node=pod.node, message=message, time=now
+    ).model_copy(update={"log_tail": before.log_tail, "step": before.step} if before else {})
 
 
 def preempted(stage_attempt: int, job_name: str | None, now: datetime) -> Failure:

@@ -6,6 +6,7 @@ rules of their own, all of which Celery and the status already do.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import kopf
@@ -70,6 +71,8 @@ class Watcher:
 
 
 def kopf_settings() -> kopf.OperatorSettings:
+    # Of each event it says that it was handled, with all of these settings.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     # A watch that is silently dead would never be noticed without these (kopf issue 585).

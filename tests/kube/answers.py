@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.kube import rbac, tokens
+from tests.kube.binding import bind
 from tests.kube.errors import bad_request, method_not_allowed
 from tests.kube.eviction import evict
 from tests.kube.kinds import Kind
-from tests.kube.objects import Object, dig, timestamp
+from tests.kube.objects import ORPHAN, Object, dig, timestamp
 from tests.kube.options import WARN, DeleteOptions, Options
 from tests.kube.rbac import Rbac, Use
 from tests.kube.routes import Target
@@ -19,6 +20,11 @@ from tests.kube.verbs import Api
 from tests.kube.watching import Lists
 
 _RETURN_THE_OBJECT = ("pods", "services", "serviceaccounts", "persistentvolumeclaims", "namespaces")
+# For the sake of old clients that did not know of pods that go with their Job.
+_PODS_STAY = (
+    "child pods are preserved by default when jobs are deleted; "
+    "set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
+)
 
 
 @dataclass
@@ -53,7 +59,7 @@ class Answers:
             "create": lambda ask, options: (201, self._create(ask, options)),
             "update": lambda ask, options: (200, self._update(ask, options)),
             "patch": self._patch,
-            "delete": lambda ask, _: (200, self._delete(ask)),
+            "delete": lambda ask, options: (200, self._delete(ask, options)),
             "deletecollection": lambda ask, _: (200, self._delete_all(ask)),
         }
 
@@ -87,7 +93,8 @@ class Answers:
         if target.sub == "eviction":
             return self._evict(target)
         if target.sub == "binding":
-            raise method_not_allowed()
+            bind(self._api, target.key, body, options.manager)
+            return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
         _checked(kind, body)
         if kind.plural == "tokenreviews":
             return tokens.review(self._tokens, body)
@@ -129,8 +136,11 @@ class Answers:
         changed = self._api.patch(kind, target.key, ask.body, ask.media, options, sub=target.sub)
         return (201 if is_new else 200), self._versioned(kind, changed)
 
-    def _delete(self, ask: Ask) -> Object:
+    def _delete(self, ask: Ask, options: Options) -> Object:
         target, how = ask.target, DeleteOptions.read(ask.body or {}, dict(ask.query))
+        if target.kind.id == ("batch", "jobs") and not how.propagation:
+            options.warnings.append(_PODS_STAY)
+            how = replace(how, propagation=ORPHAN)
         obj, gone = self._api.delete(target.kind, target.key, how)
         if gone and target.kind.plural not in _RETURN_THE_OBJECT:
             return _success(target.kind, target.name, obj["metadata"]["uid"])

@@ -66,6 +66,8 @@ class JobController:
         owner = controller_of(change.object)
         if owner is not None and owner["kind"] == "Job":
             self._look_at((change.object["metadata"]["namespace"], owner["name"]))
+        elif owner is None and change.before is not None and self.active:  # it has been left by a Job that is gone
+            self._loop.call_soon(self._release, change.object)
 
     def _look_at(self, key: Key) -> None:
         if not self._due and self.active:

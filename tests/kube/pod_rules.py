@@ -67,9 +67,24 @@ def check_spec(spec: Object, path: str) -> Iterator[Cause]:
     for list_name in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(list_name) or []):
             yield from _check_container(container, f"{path}.{list_name}[{index}]", volumes)
+    yield from _check_tolerations(spec, path)
     for field in ("hostname", "subdomain"):
         if len(spec.get(field, "")) > 63:
             yield Cause(f"{path}.{field}", f"Invalid value: {shown(spec[field])}: must be no more than 63 bytes")
+
+
+def _check_tolerations(spec: Object, path: str) -> Iterator[Cause]:
+    for index, one in enumerate(spec.get("tolerations") or []):
+        where, value, effect = f"{path}.tolerations[{index}]", one.get("value"), one.get("effect")
+        if one.get("operator") == "Exists" and value:
+            why = "value must be empty when `operator` is 'Exists'"
+            yield Cause(f"{where}.operator", f"Invalid value: {shown(value)}: {why}")
+        if one.get("operator") != "Exists" and not one.get("key"):
+            why = 'operator must be Exists when `key` is empty, which means "match all values and all keys"'
+            yield Cause(f"{where}.operator", f"Invalid value: {shown(one.get('operator', ''))}: {why}")
+        if one.get("tolerationSeconds") is not None and effect != "NoExecute":
+            why = "effect must be 'NoExecute' when `tolerationSeconds` is set"
+            yield Cause(f"{where}.effect", f"Invalid value: {shown(effect or '')}: {why}")
 
 
 def _check_container(container: Object, where: str, volumes: set[str]) -> Iterator[Cause]:
