@@ -160,7 +160,7 @@ class Installation:
         core.delete_collection_namespaced_pod(name, grace_period_seconds=0)
         core.delete_namespace(name)
         try:
-            eventually(lambda: gone(lambda: core.read_namespace(name)), seconds=60, pause=0.1)
+            eventually(lambda: gone(lambda: core.read_namespace(name)), seconds=30, pause=0.1)
         except AssertionError:  # no controller of namespaces runs
             left = self._space.request("GET", f"/api/v1/namespaces/{name}")
             left["spec"]["finalizers"] = []

@@ -193,6 +193,11 @@ def acts(made: Plan) -> list[Action]:
     return [action for action in made.actions if not isinstance(action, Emit)]
 
 
+def warned(made: Plan) -> list[str]:
+    """Those that are warnings."""
+    return [action.reason for action in made.actions if isinstance(action, Emit) and action.warning]
+
+
 def told(made: Plan) -> list[str]:
     """The reasons of Events, in their order."""
     return [action.reason for action in made.actions if isinstance(action, Emit)]

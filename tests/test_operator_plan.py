@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.operator.actions import Action, Activate, AddFinalizer, CreateAttempt
+from services.operator.actions import Action, Activate, AddFinalizer, CreateAttempt, Emit
 from services.operator.status import StageStatus
 from services.operator.world import World
 from tests.operator_worlds import (
@@ -83,7 +83,7 @@ def test_with_a_queue_the_job_is_handed_to_it_and_waits(queued: bool, actions: l
     assert acts(made) == actions
     found = made.status.condition("Progressing")
     assert (found.message if found else "") == message
-    assert (made.status.phase, of(made).disruptions) == ("Queued", 0)
+    assert (made.status.phase, said(made, "Progressing"), of(made).disruptions) == ("Queued", "True Queued", 0)
 
 
 def test_a_job_whose_queue_was_taken_out_of_the_spec_runs_without_it() -> None:
@@ -191,7 +191,7 @@ def test_after_the_last_stage_the_job_is_complete() -> None:
     assert said(made, "Complete") == "True Complete"
     assert said(made, "Failed") == "False Complete"
     assert said(made, "Progressing") == "False Complete"
-    assert told(made) == ["Complete"]
+    assert made.actions == (Emit("Complete", "all stages are complete", warning=False, stage="", attempt=0),)
 
 
 # Rows of the failure table.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -86,6 +87,12 @@ def test_a_piece_that_fails_is_tried_again_later_and_the_others_are_kept() -> No
 def test_a_wait_that_is_not_over_asks_for_nothing() -> None:
     made = look(building(0, phase="Backoff", next_attempt_time=in_future(5)))
     assert (acts(made), made.wake, said(made, "Progressing")) == ([], in_future(5), "True Backoff")
+
+
+@pytest.mark.parametrize(("phase", "at_time"), [("Backoff", NOW), ("Backoff", None), ("Suspended", in_future(5))])
+def test_a_wait_that_is_over_or_was_broken_off_asks_for_what_is_missing(phase: str, at_time: datetime | None) -> None:
+    made = look(building(0, phase=phase, next_attempt_time=at_time))
+    assert (acts(made), of(made, "data").next_attempt_time) == (pieces(1, 2, attempt=2), None)
 
 
 @pytest.mark.parametrize(

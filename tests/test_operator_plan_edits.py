@@ -13,7 +13,7 @@ import pytest
 
 from services.operator.actions import BuildShard, CreateAttempt
 from services.operator.draft import Plan
-from services.operator.status import Shard, StageStatus
+from services.operator.status import Artifact, Shard, StageStatus
 from services.operator.world import World
 from tests.operator_worlds import (
     ALIGN,
@@ -125,6 +125,12 @@ BETWEEN: dict[str, World] = {
 def test_no_attempt_begins_with_an_edited_stage(case: str) -> None:
     made = look(BETWEEN[case])
     assert (acts(made), of(made).attempt) == ([], 1)
+    assert (of(made).phase, of(made).next_attempt_time) == {
+        "after a failure": ("Backoff", ago(1)),
+        "after a suspension": ("Suspended", None),
+        "before its Job was made": ("Queued", None),
+        "as its attempt fails": ("Backoff", NOW),
+    }[case]
     assert (said(made, "Accepted"), said(made, "Progressing")) == ("False ImmutableField", "False ImmutableField")
 
 
@@ -178,10 +184,17 @@ def test_a_pending_stage_may_be_edited_added_or_removed() -> None:
     assert {said(made, "Accepted") for made in (edited, added, removed)} == {"True Accepted"}
 
 
-def test_a_stage_is_remembered_as_it_was_when_its_attempt_began() -> None:
-    made = look(world(EDITED, states=[StageStatus(name="align", type="align")]))
-    again = look(world(ALIGN, states=[of(made)]))
-    assert said(again, "Accepted") == "False ImmutableField"
+PROMOTE = stage("promote", type="promote")
+
+
+@pytest.mark.parametrize("raw", [ALIGN, DATA, PROMOTE])
+def test_a_stage_is_remembered_as_it_was_when_its_attempt_began(raw: Raw) -> None:
+    done, name = at(CHAT, "Succeeded", artifact=Artifact(uri="pvc://new")), raw["name"]
+    spec = {"promotion": {"inferenceService": "x"}}
+    made = look(world(CHAT, raw, states=[done], **spec))
+    same = look(world(CHAT, raw, states=[done, of(made, name)], **spec))
+    again = look(world(CHAT, {**raw, "train": {"a": 1}}, states=[done, of(made, name)], **spec))
+    assert (said(same, "Accepted"), said(again, "Accepted")) == ("True Accepted", "False ImmutableField")
 
 
 def test_a_retry_limit_that_was_raised_counts_at_once() -> None:

@@ -36,6 +36,7 @@ from tests.operator_worlds import (
     said,
     stage,
     told,
+    warned,
     world,
 )
 
@@ -61,6 +62,10 @@ VERDICTS: dict[str, tuple[list[Raw], str, str]] = {
     "a rank crashes": ([ended(1, CRASH)], "Crashed", "CUDA error"),
     "a rank is killed for its memory": ([ended(137)], "Crashed", "killed by signal 9 without a word"),
     "a rank ends without a word": ([ended(3)], "Crashed", "ended with code 3 and without a word"),
+    "a code that is no signal": ([ended(128)], "Crashed", "ended with code 128 and without a word"),
+    "the first signal of all": ([ended(129)], "Crashed", "killed by signal 1 without a word"),
+    "a rank gives no reason": ([ended(1, '{"code":1,"reason":""}')], "Crashed", '{"code":1,"reason":""}'),
+    "a rank gives a number as its reason": ([ended(1, '{"reason":7}')], "Crashed", '{"reason":7}'),
     "a rank says something else than JSON": ([ended(1, "Segmentation fault")], "Crashed", "Segmentation fault"),
     "the data is wrong": ([ended(42, WRONG)], "Rejected", "a picture is cut off"),
     "nobody knows": ([], "Crashed", "a pod failed"),
@@ -117,6 +122,18 @@ def test_everything_known_of_a_failure_is_written_down() -> None:
     assert (failure.pod, failure.node, failure.log_tail) == (f"{NAME}-0", "node-0", "Traceback")
 
 
+def test_a_long_story_is_cut_at_its_end_and_a_log_at_its_beginning() -> None:
+    failure = of(look(failing(ended(1, "a" * 2000, log_tail="b" + "c" * 4096)))).last_failure
+    assert failure is not None
+    assert (failure.message, failure.log_tail) == ("a" * 1024, "c" * 4096)
+
+
+def test_an_attempt_without_any_pod_left_says_so() -> None:
+    failure = of(look(at_work(job={"conditions": (("Failed", ""),), "active": 0}, pods=()))).last_failure
+    assert failure is not None
+    assert (failure.reason, failure.message) == ("Crashed", "its pods are gone")
+
+
 def test_a_cause_that_is_known_stays_though_its_pods_are_gone() -> None:
     made = look(failing(state={"phase": "Stopping", "last_failure": failed(reason="Disrupted", message="evicted")}))
     assert of(made).last_failure == failed(reason="Disrupted", message="evicted")
@@ -132,7 +149,7 @@ def test_a_disruption_begins_the_next_attempt_at_once_and_costs_no_restart() -> 
     assert (state.phase, state.attempt, state.disruptions, state.restarts) == ("Queued", 2, 1, 3)
     assert (state.job_name, state.job_uid) == (name_of("align", 2), None)
     assert acts(made) == [CreateAttempt("align", 2)]
-    assert told(made) == ["Disrupted"]
+    assert (told(made), warned(made)) == (["Disrupted"], [])
     assert made.status.phase == "Queued"
 
 
@@ -150,6 +167,7 @@ def test_a_crash_begins_the_next_attempt_later_and_costs_no_disruption() -> None
     assert state.next_attempt_time is not None
     assert in_future(8) <= state.next_attempt_time <= in_future(10)
     assert (acts(made), told(made), made.wake) == ([], ["Restarting"], state.next_attempt_time)
+    assert warned(made) == ["Restarting"]
     assert (made.status.phase, said(made, "Progressing")) == ("Running", "True Backoff")
 
 
@@ -205,7 +223,8 @@ def test_restarts_and_disruptions_have_budgets_of_their_own(case: str) -> None:
     assert made.status.phase in (("Failed",) if reason else ("Running", "Queued"))
     if reason:
         assert (of(made).phase, of(made).completion_time, made.status.completion_time) == ("Failed", NOW, NOW)
-        assert (acts(made), told(made), of(made, "chat").phase) == ([], [reason], "Pending")
+        assert (acts(made), told(made), warned(made)) == ([], [reason], [reason])
+        assert of(made, "chat").phase == "Pending"
         assert (said(made, "Complete"), said(made, "Progressing")) == ("False Failed", "False Failed")
 
 

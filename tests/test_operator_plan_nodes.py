@@ -30,6 +30,7 @@ from tests.operator_worlds import (
     of,
     said,
     told,
+    warned,
     world,
 )
 
@@ -79,6 +80,7 @@ def test_a_pod_whose_node_is_lost_is_given_up_with_its_job_as_a_disruption(case:
     failure = of(made).failure
     assert failure is not None
     assert (failure.reason, of(made).phase, told(made)) == ("Disrupted", "Stopping", ["NodeLost"])
+    assert warned(made) == ["NodeLost"]
     gone = look(replace(after(here, made), jobs=(), pods=()))
     assert (of(gone).disruptions, of(gone).restarts, acts(gone)) == (1, 0, [CreateAttempt("align", 2)])
 

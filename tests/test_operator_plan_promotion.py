@@ -29,6 +29,7 @@ from tests.operator_worlds import (
     said,
     stage,
     told,
+    warned,
     world,
 )
 
@@ -133,6 +134,11 @@ STEPS: dict[str, tuple[StageStatus, Serving | None, list[Action], int, datetime 
 }
 
 
+def state_percent(state: StageStatus) -> int:
+    assert state.canary is not None
+    return state.canary.percent
+
+
 @pytest.mark.parametrize("case", STEPS)
 def test_traffic_rises_when_the_model_has_been_ready_for_a_whole_step(case: str) -> None:
     state, found, actions, percent, since = STEPS[case]
@@ -142,6 +148,7 @@ def test_traffic_rises_when_the_model_has_been_ready_for_a_whole_step(case: str)
     canary = of(made, "promote").canary
     assert canary is not None
     assert (acts(made), canary.percent, canary.since) == (actions, percent, since)
+    assert told(made) == (["Promoting"] if percent > state_percent(state) else [])
     assert (made.status.phase, of(made, "promote").phase) == ("Running", "Running")
     assert said(made, "Progressing") == "True Running"
 
@@ -150,6 +157,7 @@ def test_at_all_of_the_traffic_the_promotion_is_done() -> None:
     made = look(promoting(begun(100, STEP_OVER), serving(100)))
     assert (of(made, "promote").phase, made.status.phase, acts(made)) == ("Succeeded", "Complete", [])
     assert (said(made, "Promoted"), told(made)) == ("True Promoted", ["Promoted", "Complete"])
+    assert of(made, "promote").completion_time == NOW
 
 
 def test_a_step_that_is_under_way_is_looked_at_again() -> None:
@@ -167,9 +175,9 @@ def test_the_time_to_become_ready_counts_anew_at_every_step() -> None:
 GATED = spec(gate=GATE)
 
 
-@pytest.mark.parametrize("measured", [0.9, 1.0])
-def test_a_good_value_lets_traffic_rise(measured: float) -> None:
-    made = look(promoting(begun(10, STEP_OVER), serving(10), measured, **GATED))
+@pytest.mark.parametrize(("measured", "gated"), [(0.9, GATED), (1.0, GATED), (0.0, spec())])
+def test_a_good_value_lets_traffic_rise_and_any_where_none_is_asked_for(measured: float, gated: Raw) -> None:
+    made = look(promoting(begun(10, STEP_OVER), serving(10), measured, **gated))
     assert acts(made) == [SetTraffic(NEW, 50)]
 
 
@@ -211,6 +219,7 @@ def test_a_model_that_is_not_good_gives_all_traffic_back_and_then_the_job_has_fa
     made = look(here)
     assert (acts(made), told(made), said(made, "Promoted")) == ([SetTraffic(NEW, 0)], [reason], f"False {reason}")
     assert (of(made, "promote").phase, made.status.phase) == ("Stopping", "Running")
+    assert (warned(made), state_percent(of(made, "promote"))) == ([reason], 0)
     told_so = look(replace(after(here, made), serving=serving(0, ready=False), measured=1.0))
     assert (acts(told_so), told_so.status.phase, said(told_so, "Failed")) == ([], "Failed", f"True {reason}")
     failure = told_so.status.condition("Failed")
@@ -245,6 +254,7 @@ def test_the_way_back_is_asked_for_until_it_is_gone(found: Serving | None, phase
     made = look(here)
     assert made.status.phase == phase
     assert acts(made) == ([SetTraffic(NEW, 0)] if phase == "Running" else [])
+    assert made.wake == (in_future(15) if phase == "Running" else None)
 
 
 # Suspended.
@@ -253,11 +263,12 @@ def test_the_way_back_is_asked_for_until_it_is_gone(found: Serving | None, phase
 def test_a_suspended_promotion_leaves_traffic_as_it_is_and_begins_its_step_anew() -> None:
     made = look(promoting(begun(10, STEP_OVER), serving(10), suspend=True))
     assert (acts(made), made.status.phase, of(made, "promote").phase) == ([], "Suspended", "Suspended")
-    resumed = look(promoting(of(made, "promote"), serving(10, ready=False)))
-    canary = of(resumed, "promote").canary
-    assert canary is not None
-    assert (of(resumed, "promote").phase, canary.percent, canary.since) == ("Running", 10, None)
-    assert (acts(resumed), of(resumed, "promote").start_time) == ([], NOW)
+    for ready, since in ((True, NOW), (False, None)):
+        resumed = look(promoting(of(made, "promote"), serving(10, ready=ready)))
+        canary = of(resumed, "promote").canary
+        assert canary is not None
+        assert (of(resumed, "promote").phase, canary.percent, canary.since) == ("Running", 10, since)
+        assert (acts(resumed), of(resumed, "promote").start_time) == ([], NOW)
 
 
 def test_the_way_back_is_not_held_up_by_a_suspension() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.operator.actions import CreateAttempt, SetTraffic
+from services.operator.conditions import with_condition
 from services.operator.showing import duration
 from services.operator.status import Canary, Display, Progress, Status
 from services.operator.world import Serving, World
@@ -31,6 +32,7 @@ from tests.operator_worlds import (
     said,
     stage,
     told,
+    warned,
     world,
 )
 
@@ -45,6 +47,7 @@ def progress(seconds_ago: float = 5, **fields: Any) -> Progress:
     [
         (at_work(state={"progress": progress()}), Display(step="1200/5000", loss="2.346", eta="1h3m", attempt="1")),
         (at_work(), Display(attempt="1")),
+        (world(ALIGN, suspend=True), Display()),
         (at_work(state={"progress": progress(loss=None, eta_seconds=None)}), Display(step="1200/5000", attempt="1")),
         (
             at_work(phase="Stopping", state={"progress": progress()}, job={"deleting": True}),
@@ -62,7 +65,18 @@ def test_the_columns_are_those_of_the_current_stage(here: World, columns: Displa
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h0m"), (86399, "23h59m"), (187200, "2d4h")],
+    [
+        (0, "0s"),
+        (59.9, "59s"),
+        (60, "1m"),
+        (3599, "59m"),
+        (3600, "1h0m"),
+        (5400, "1h30m"),
+        (86399, "23h59m"),
+        (86400, "1d0h"),
+        (172800, "2d0h"),
+        (187200, "2d4h"),
+    ],
 )
 def test_a_duration_is_written_as_kubectl_writes_ages(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -87,6 +101,8 @@ def test_a_new_attempt_has_no_progress_yet_and_keeps_the_failure_before() -> Non
         (progress(271, eta_seconds=3800 * 90), "Unknown Stalled"),
         (progress(91, eta_seconds=None), "Unknown Stalled"),
         (progress(91, step=5000, eta_seconds=0), "Unknown Stalled"),
+        (progress(290, step=4999, eta_seconds=100), "True Running"),
+        (progress(updated_at=None), "True Running"),
         (None, "True Running"),
     ],
 )
@@ -95,7 +111,7 @@ def test_a_trainer_is_silent_after_three_steps_and_a_minute_and_a_half(
 ) -> None:
     made = look(at_work(state={"progress": told_of}))
     assert (said(made, "Progressing"), acts(made), of(made).phase) == (progressing, [], "Running")
-    assert told(made) == (["Stalled"] if progressing == "Unknown Stalled" else [])
+    assert told(made) == warned(made) == (["Stalled"] if progressing == "Unknown Stalled" else [])
 
 
 def test_silence_ends_with_the_next_word() -> None:
@@ -107,8 +123,10 @@ def test_silence_ends_with_the_next_word() -> None:
 
 
 def test_only_a_stage_that_runs_can_be_silent() -> None:
-    made = look(at_work(phase="Stopping", job={"deleting": True}, state={"progress": progress(999)}))
-    assert said(made, "Progressing") == "True Stopping"
+    silent = {"progress": progress(999)}
+    stopping = look(at_work(phase="Stopping", job={"deleting": True}, state=silent))
+    held = look(at_work(phase="Queued", job={"suspended": True}, pods=(), state=silent))
+    assert (said(stopping, "Progressing"), said(held, "Progressing")) == ("True Stopping", "True Queued")
 
 
 # What the API would not do (services/operator/apply.py writes it down and the next look tries again).
@@ -169,6 +187,17 @@ def test_a_condition_keeps_its_time_until_it_changes_between_true_false_and_unkn
     assert suspended is not None
     assert (progressing.reason, progressing.last_transition_time) == ("Running", ago(3600))
     assert (suspended.status, suspended.last_transition_time) == ("False", NOW)
+
+
+def test_a_condition_is_compared_with_the_one_that_is_there_if_with_no_other() -> None:
+    """So do those who write one without a plan (services/operator/apply.py, resync.py)."""
+    before = Status(conditions=(condition("Progressing", "False", "Backoff"),))
+    same = with_condition(before, "Progressing", False, "X", "m" * 3000, generation=2, now=NOW).condition("Progressing")
+    other = with_condition(before, "Progressing", None, "X", generation=2, now=NOW).condition("Progressing")
+    assert same is not None
+    assert other is not None
+    assert (same.last_transition_time, other.last_transition_time) == (ago(3600), NOW)
+    assert (same.reason, same.message, same.observed_generation) == ("X", "m" * 2048, 2)
 
 
 def test_conditions_of_others_are_left_alone() -> None:

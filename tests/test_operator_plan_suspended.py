@@ -223,6 +223,12 @@ def test_a_deadline_does_not_count_while_the_job_is_suspended_and_begins_anew_th
     assert (resumed.status.start_time, resumed.wake) == (NOW, in_future(100))
 
 
+@pytest.mark.parametrize(("limit", "wake"), [(3605, 5), (3699, 9)])
+def test_of_a_deadline_and_a_wait_the_earlier_one_wakes(limit: int, wake: int) -> None:
+    state = at(ALIGN, "Backoff", next_attempt_time=in_future(9))
+    assert look(world(ALIGN, states=[state], activeDeadlineSeconds=limit)).wake == in_future(wake)
+
+
 def test_a_deadline_fails_a_stage_that_waits_for_its_next_attempt() -> None:
     state = at(ALIGN, "Backoff", next_attempt_time=in_future(60))
     made = look(world(ALIGN, states=[state], activeDeadlineSeconds=100))
@@ -243,7 +249,11 @@ def test_past_its_deadline_a_promotion_gives_the_traffic_back_before_it_has_fail
 
 def test_a_job_whose_stages_are_done_has_met_its_deadline() -> None:
     made = look(world(ALIGN, states=[at(ALIGN, "Succeeded")], activeDeadlineSeconds=100))
-    assert (made.status.phase, said(made, "Complete"), made.status.completion_time) == ("Complete", "True Complete", NOW)
+    assert (made.status.phase, said(made, "Complete"), made.status.completion_time) == (
+        "Complete",
+        "True Complete",
+        NOW,
+    )
 
 
 def test_jobs_of_the_past_are_stopped_by_a_deadline_too() -> None:

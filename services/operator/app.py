@@ -6,6 +6,7 @@ One replica is enough, and two do no harm: both would publish the same hints. Wh
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from datetime import timedelta
@@ -49,6 +50,9 @@ async def main(settings: OperatorSettings) -> None:
     progress = ProgressEndpoint(
         _cluster(settings), queue, metrics, settings.operator_progress_audience, settings.operator_progress_seconds
     )
+    # What is imported stays: a full collection, of which a list of all jobs causes some, need not go through it.
+    gc.collect()
+    gc.freeze()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

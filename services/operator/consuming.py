@@ -6,6 +6,7 @@ whose consumer is stuck still answers pings, but this it does not do (celery iss
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -68,6 +69,9 @@ def main() -> None:
         optimization="fair",
         loglevel=settings.log_level,
     )
+    # What is imported stays: a full collection need not go through it, and its pages stay those of all processes.
+    gc.collect()
+    gc.freeze()
     worker.start()
     sys.exit(worker.exitcode or 0)
 

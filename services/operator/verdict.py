@@ -6,11 +6,13 @@
 
 Of several pods the one that ended first is believed: those after it ended because of it. One that is disrupted
 ends from then on, and one that never does is on a node that is gone, which is why the others have ended. Which rule of
-the Job's failure policy matched is told only by a message for people, so the pods are asked and not that text.
+the Job's failure policy matched is told only by a message for people, so the pods are asked first, and that text only
+where none is left: a node removes an evicted pod within a second.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -20,6 +22,8 @@ from services.operator.status import Failure
 REJECTED, DISRUPTED, CRASHED, AGAIN = "Rejected", "Disrupted", "Crashed", "CrashedAgain"
 EXIT_BAD_CONFIG, EXIT_STOPPED = 42, 75
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+# In the words of the Job controller: `Container … failed with exit code 42 matching FailJob rule at index 1`.
+_CODE = re.compile(r"with exit code (\d+) matching")
 MESSAGE_CHARACTERS, LOG_CHARACTERS = 1024, 4096
 
 
@@ -35,8 +39,7 @@ def _failure(job: JobView, pods: Sequence[PodView], now: datetime) -> Failure:
     failed.sort(key=lambda pod: (_end(pod), not pod.disrupted, pod.exit_code != EXIT_STOPPED))
     rejecting = [pod for pod in failed if pod.exit_code == EXIT_BAD_CONFIG]
     if not failed:
-        said = next((message for kind, message in job.conditions if kind in ("Failed", "FailureTarget")), "")
-        return Failure(attempt=job.attempt, reason=CRASHED, message=said or "its pods are gone", time=now)
+        return _by_message(job, now)
     pod = (rejecting or failed)[0]
     if rejecting:
         reason = REJECTED
@@ -55,6 +58,17 @@ def _failure(job: JobView, pods: Sequence[PodView], now: datetime) -> Failure:
         step=pod.step,
         time=now,
     )
+
+
+def _by_message(job: JobView, now: datetime) -> Failure:
+    """What the Job says of its pods, when they are gone."""
+    said = next((message for kind, message in job.conditions if kind in ("Failed", "FailureTarget")), "")
+    code = int(found[1]) if (found := _CODE.search(said)) else None
+    reason = REJECTED if code == EXIT_BAD_CONFIG else CRASHED
+    if code == EXIT_STOPPED or "condition DisruptionTarget" in said:
+        reason = DISRUPTED
+    message = (said or "its pods are gone")[:MESSAGE_CHARACTERS]
+    return Failure(attempt=job.attempt, reason=reason, exit_code=code, message=message, time=now)
 
 
 def _end(pod: PodView) -> datetime:

@@ -18,6 +18,7 @@ VERSION = {
 }
 _SUBRESOURCES = {
     "status": (("get", "patch", "update"), None),
+    "finalize": (("update",), None),
     "log": (("get",), None),
     "binding": (("create",), ("", "v1", "Binding")),
     "eviction": (("create",), ("policy", "v1", "Eviction")),

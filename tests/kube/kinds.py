@@ -66,7 +66,9 @@ def built_in_kinds() -> Iterator[Kind]:
     rbac = "rbac.authorization.k8s.io"
     yield _kind("", "ConfigMap", "configmaps", short_names=("cm",))
     yield _kind("", "Event", "events", short_names=("ev",))
-    yield _kind("", "Namespace", "namespaces", namespaced=False, short_names=("ns",), status=True)
+    yield _kind(
+        "", "Namespace", "namespaces", namespaced=False, short_names=("ns",), status=True, subresources=("finalize",)
+    )
     yield _kind("", "Node", "nodes", namespaced=False, short_names=("no",), status=True)
     yield _kind("", "PersistentVolumeClaim", "persistentvolumeclaims", short_names=("pvc",), status=True)
     more = ("log", "binding", "eviction")

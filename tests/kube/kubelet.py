@@ -111,7 +111,7 @@ class Kubelet:
         if not node:
             if not is_deleting(pod):
                 self._schedule(pod)
-        elif node in self._lost:
+        elif node in self._lost or self._api.store.get(self._nodes.id, ("", node)) is None:
             return
         elif uid not in self._runs and not is_deleting(pod) and dig(pod, "status", "phase") == "Pending":
             self._start(pod)
@@ -123,7 +123,8 @@ class Kubelet:
         if message:
             self._api.change(self._pods, key_of(pod), lambda new: _unschedulable(new, message), _SCHEDULER, "status")
             return
-        names = [each["metadata"]["name"] for each in self._api.store.listed(self._nodes.id)]
+        nodes = [each for each in self._api.store.listed(self._nodes.id) if _is_selected(each, pod)]
+        names = [each["metadata"]["name"] for each in nodes]
         present = [name for name in names if name not in self._lost]
         if not present:
             return
@@ -135,6 +136,11 @@ class Kubelet:
     def _lacking(self, pod: Object) -> str:
         if dig(pod, "spec", "schedulingGates"):
             return "Scheduling is blocked due to non-empty scheduling gates"
+        nodes = self._api.store.listed(self._nodes.id)
+        if nodes and not any(_is_selected(node, pod) for node in nodes):
+            return (
+                f"0/{len(nodes)} nodes are available: {len(nodes)} node(s) didn't match Pod's node affinity/selector."
+            )
         for volume in pod["spec"].get("volumes") or []:
             claim = dig(volume, "persistentVolumeClaim", "claimName")
             key = pod["metadata"]["namespace"], claim
@@ -211,6 +217,11 @@ class Kubelet:
         if tasks := [*self._tasks, *self._stops]:  # to the end, so that every process has been waited for
             await asyncio.wait(tasks, timeout=10)
         shutil.rmtree(self._host.root / "pods", ignore_errors=True)
+
+
+def _is_selected(node: Object, pod: Object) -> bool:
+    wanted = dig(pod, "spec", "nodeSelector", default={})
+    return bool(wanted.items() <= node["metadata"].get("labels", {}).items())
 
 
 def _unschedulable(pod: Object, message: str) -> None:
