@@ -68,6 +68,11 @@ class Workers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = Model(training_job(*STAGES, promotion=PROMOTION), self._give_way)
+        # One that is there already: kserve, whose types make a new one, cannot share a process with tritonclient.
+        self.model.inference = {
+            "metadata": {"generation": 1},
+            "spec": {"predictor": {"model": {"storageUri": "pvc://results/old"}}},
+        }
         self.home = greenlet.getcurrent()
         self.workers: list[greenlet.greenlet | None] = [None, None]
         self.next_call = ["", ""]

@@ -95,7 +95,7 @@ def read_job(raw: Mapping[str, Any]) -> JobView:
         name=meta["name"],
         uid=meta["uid"],
         stage=labels.get(STAGE, ""),
-        attempt=int(labels.get(ATTEMPT, 0)),
+        attempt=_number(labels.get(ATTEMPT)),
         suspended=bool(spec.get("suspend")),
         queued=QUEUE in labels,
         started=bool(status.get("startTime")),
@@ -116,9 +116,9 @@ def read_pod(raw: Mapping[str, Any]) -> PodView:
         name=meta["name"],
         uid=meta["uid"],
         stage=labels.get(STAGE, ""),
-        attempt=int(labels.get(ATTEMPT, 0)),
+        attempt=_number(labels.get(ATTEMPT)),
         phase=status.get("phase", "Pending"),
-        index=int(labels.get("batch.kubernetes.io/job-completion-index", 0)),
+        index=_number(labels.get("batch.kubernetes.io/job-completion-index")),
         node=raw.get("spec", {}).get("nodeName"),
         disrupted=_said(disruption) if disruption.get("status") == "True" else "",
         disrupted_since=_time(disruption.get("lastTransitionTime")) if disruption.get("status") == "True" else None,
@@ -136,6 +136,11 @@ def _ended(status: Mapping[str, Any]) -> Mapping[str, Any]:
             ended: Mapping[str, Any] = (container.get("state") or {}).get("terminated") or {}
             return ended
     return {}
+
+
+def _number(label: str | None) -> int:
+    """0 where somebody has written something else."""
+    return int(label) if label and label.isdecimal() else 0
 
 
 def _said(condition: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ from services.operator.tasks import register
 from ziya.telemetry import configure_logging
 
 BEAT_SECONDS = 30.0
+# How often the worker sees whether one of its processes has died; it is told at once only of the one it forked last.
+CHILDREN_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -33,14 +35,16 @@ def worker_app(settings: OperatorSettings, queues: list[str]) -> Celery:
     app.conf.task_queues = [*(Queue(name) for name in queues), Queue(own, auto_delete=True, expires=10 * BEAT_SECONDS)]
 
     class Beat(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
-        requires: ClassVar[set[str]] = {"celery.worker.components:Timer"}
+        requires: ClassVar[set[str]] = {"celery.worker.components:Timer", "celery.worker.components:Pool"}
 
         def start(self, parent: Any) -> None:
-            self.entry = parent.timer.call_repeatedly(BEAT_SECONDS, send)
             send()
+            beat = parent.timer.call_repeatedly(BEAT_SECONDS, send)
+            self.entries = [beat, parent.timer.call_repeatedly(CHILDREN_SECONDS, parent.pool.maintain_pool)]
 
         def stop(self, parent: Any) -> None:
-            self.entry.cancel()
+            for entry in self.entries:
+                entry.cancel()
 
     def send() -> None:
         try:

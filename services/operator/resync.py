@@ -96,15 +96,19 @@ class Resync:
         for raw in jobs:
             job = read(raw)
             try:
-                if job.deleting_since is None:
+                if job.deleting_since is None and not job.is_over:
                     self._say_so(job, now)
-                elif now - job.deleting_since > self._finalize_after and FINALIZER in job.finalizers:
+                elif self._is_pinned(job, now):
                     others = [name for name in job.finalizers if name != FINALIZER]
                     self._cluster.set_finalizers(job.namespace, job.name, others, job.version)
             except Conflict:
                 continue
             except ApiError as error:
                 log.warning("%s/%s: %s", job.namespace, job.name, error)
+
+    def _is_pinned(self, job: TrainingJob, now: datetime) -> bool:
+        since = job.deleting_since
+        return since is not None and now - since > self._finalize_after and FINALIZER in job.finalizers
 
     def _say_so(self, job: TrainingJob, now: datetime) -> None:
         said = "the operator's message broker takes nothing; stages that run go on, but no other one starts"
