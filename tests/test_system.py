@@ -8,6 +8,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,6 +23,8 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
+from tests.chart_metrics import asked, told
+from tests.helm import CHART, needs_helm
 from tests.reference import reference_generate
 from tests.stack import Stack, running, ziya
 
@@ -255,3 +259,31 @@ async def until_cached(client: httpx.AsyncClient, seed: int) -> None:
 def test_the_socket_of_redis_is_private(stack: Stack) -> None:
     socket = stack.addresses["redis"].removeprefix("unix://")
     assert stat.S_IMODE(os.stat(socket).st_mode) == 0o700
+
+
+def test_the_charts_own_test_gets_its_two_answers(stack: Stack) -> None:
+    """What `helm test` runs, beside the picture that it shows."""
+    argv = [sys.executable, str(CHART / "files" / "ask.py"), str(CHART / "files" / "example.webp")]
+    environment = {"PATH": os.environ["PATH"], "GATEWAY": stack.url, "API_KEYS": "one,two"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines() if line] == [CHINESE, "What"]
+
+
+@needs_helm
+def test_scalers_alerts_and_dashboards_ask_for_what_the_programs_tell(stack: Stack) -> None:
+    """The operator's numbers are left to its own tests: `ziya up` does not start it."""
+    pages = [f"http://127.0.0.1:{port}/metrics" for port in metrics_ports(stack)]
+    names = {name for page in pages for name in told(httpx.get(page).text)}
+    missing = {name: where for name, where in asked().items() if name not in names}
+    assert {name for name in missing if not name.startswith("ziya_operator_")} == set()
+
+
+def metrics_ports(stack: Stack) -> list[str]:
+    """As the Python services announced them when they last started, and as Triton was told."""
+    announced = []
+    for name in ("gateway", "vision", "qformer"):
+        lines = (stack.state / "logs" / f"{name}.log").read_text("utf-8").splitlines()
+        announced.append(json.loads([line for line in lines if '"event": "listening"' in line][-1])["metrics"])
+    [triton] = [word for word in stack.find("tritonserver").cmdline() if word.startswith("--metrics-port=")]
+    return [*map(str, announced), triton.partition("=")[2]]

@@ -61,6 +61,20 @@ class _Counts:
         self.queue_seconds = metrics.histogram(f"{name}_queue_seconds", "Seconds from arrival to dispatch")
         self.compute_seconds = metrics.histogram(f"{name}_compute_seconds", "Seconds that a batch ran")
         self.isolated = metrics.counter(f"{name}_isolated", "Batches that failed as a whole and ran again one by one")
+        self.backlog_seconds = metrics.gauge(
+            f"{name}_backlog_seconds", "Seconds that the waiting requests will take, as measured of those before"
+        )
+        self._seconds_each = 0.0
+
+    def waiting(self, requests: int) -> None:
+        self.queued.set(requests)
+        self.backlog_seconds.set(requests * self._seconds_each)
+
+    def ran(self, requests: int, seconds: float) -> None:
+        """Of the seconds that one request takes an average is kept, in which the latest batch counts a fifth."""
+        self.compute_seconds.observe(seconds)
+        each = seconds / requests
+        self._seconds_each += (each - self._seconds_each) * (0.2 if self._seconds_each else 1.0)
 
 
 class Batcher(Generic[ItemT, ResultT]):
@@ -105,7 +119,7 @@ class Batcher(Generic[ItemT, ResultT]):
             self._worker = asyncio.create_task(self._work())
         request = _Request[ItemT, ResultT](item, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(request)
-        self._counts.queued.set(len(self._queue))
+        self._counts.waiting(len(self._queue))
         self._arrival.set()
         return await request.answer
 
@@ -146,7 +160,7 @@ class Batcher(Generic[ItemT, ResultT]):
     def _take(self) -> list[_Request[ItemT, ResultT]]:
         self._forget_gone()
         batch = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
-        self._counts.queued.set(len(self._queue))
+        self._counts.waiting(len(self._queue))
         return batch
 
     def _forget_gone(self) -> None:
@@ -167,7 +181,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._counts.size.observe(len(batch))
         items = [request.item for request in batch]
         results, seconds = await asyncio.get_running_loop().run_in_executor(self._thread, self._attempt, items)
-        self._counts.compute_seconds.observe(seconds)
+        self._counts.ran(len(batch), seconds)
         for request, result in zip(batch, results, strict=True):
             queued = started - request.arrived
             self._counts.queue_seconds.observe(queued)

@@ -1,0 +1,53 @@
+{{/* The container in which Triton runs the language model, in our Deployment and in KServe's. */}}
+
+{{/* (dict "root" $ "folder" of-the-checkpoint) */}}
+{{- define "ziya.triton" -}}
+{{- $values := .root.Values.llama -}}
+{{ include "ziya.container" (list .root $values.image.repository) }}
+command: [tritonserver]
+args:
+  - --model-repository=/opt/ziya/model_repository
+  - --disable-auto-complete-config # it would start, and throw away, a whole second Python
+  - --model-control-mode=none
+  - --log-info=false
+  - --http-port=8000
+  - --grpc-port=8001
+  - --metrics-port=8002
+  # A connection ends now and then, so that gateways find pods that came later; answers on it have their time.
+  - --grpc-max-connection-age=300000
+  - --grpc-max-connection-age-grace={{ mul .root.Values.requestTimeout 1000 }}
+  - --exit-timeout-secs={{ add .root.Values.drainSeconds 5 }}
+env:
+  {{- include "ziya.env.quiet" .root | nindent 2 }}
+  - {name: OMP_NUM_THREADS, value: {{ $values.threads | quote }}}
+  - {name: ZIYA_LOG_LEVEL, value: {{ .root.Values.logLevel }}}
+  - {name: ZIYA_CHECKPOINT, value: {{ .folder }}}
+  {{- include "ziya.env.redis" (list .root "ZIYA_REDIS_URL") | nindent 2 }}
+  - {name: ZIYA_REQUEST_TIMEOUT, value: {{ .root.Values.requestTimeout | quote }}}
+  - {name: ZIYA_DRAIN_SECONDS, value: {{ .root.Values.drainSeconds | quote }}}
+  - {name: ZIYA_LLAMA_DEVICE, value: {{ $values.device }}}
+  - {name: ZIYA_LLAMA_DTYPE, value: {{ $values.dtype }}}
+  - {name: ZIYA_LLAMA_THREADS, value: {{ $values.threads | quote }}}
+  - {name: ZIYA_LLAMA_MAX_RUNNING, value: {{ $values.maxRunning | int | quote }}}
+  - {name: ZIYA_LLAMA_MAX_WAITING, value: {{ $values.maxWaiting | int | quote }}}
+  - {name: ZIYA_LLAMA_MAX_CONTEXT, value: {{ $values.maxContext | int | quote }}}
+# Triton answers before the model is loaded; the model is ready when it has run once. Should its process die, the server
+# ends with it (services/llama/lifeline.py).
+startupProbe: {httpGet: {path: /v2/models/ziya_llama/ready, port: 8000}, periodSeconds: 5, timeoutSeconds: 2, failureThreshold: {{ div $values.startSeconds 5 }}}
+livenessProbe: {httpGet: {path: /v2/health/live, port: 8000}, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 6}
+readinessProbe: {httpGet: {path: /v2/models/ziya_llama/ready, port: 8000}, periodSeconds: 5, timeoutSeconds: 3}
+{{ include "ziya.lifecycle" .root }}
+resources: {{- toYaml $values.resources | nindent 2 }}
+{{- end }}
+
+{{/* Triton and the model's process exchange tensors here. Takes the root. */}}
+{{- define "ziya.triton.mounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: memory, mountPath: /dev/shm}
+{{- end }}
+
+{{/* Takes the root. */}}
+{{- define "ziya.triton.volumes" -}}
+- {name: tmp, emptyDir: {}}
+- {name: memory, emptyDir: {medium: Memory, sizeLimit: {{ .Values.llama.sharedMemory }}}}
+{{- end }}
