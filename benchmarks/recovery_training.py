@@ -92,11 +92,17 @@ def node_lost(scene: Scene, number: int) -> Recovery:
         scene.system.cluster.kubelet.evict(*_key(pod))
 
     if number == 0:
-        for more in range(1, NODES):
-            body: Any = {"metadata": {"name": f"node-{more}"}}
-            kube.CoreV1Api(scene.system.api).create_node(body)
+        _add_nodes(scene)
     checkpoint = {"everySteps": EVERY_STEPS, "keep": 2, "graceSeconds": GRACE_SECONDS}
     return _again(scene, number, event, checkpoint=checkpoint)
+
+
+def _add_nodes(scene: Scene) -> None:
+    core: Any = kube.CoreV1Api(scene.system.api)
+    ready = {"type": "Ready", "status": "True"}
+    for more in range(1, NODES):
+        core.create_node({"metadata": {"name": f"node-{more}"}})
+        core.patch_node_status(f"node-{more}", {"status": {"conditions": [ready]}})
 
 
 def rank_crashes(scene: Scene, number: int) -> Recovery:

@@ -17,6 +17,7 @@ from dataclasses import replace
 import pytest
 
 from services.operator.actions import Action, Activate, AddFinalizer, CreateAttempt, Emit
+from services.operator.children import read_job
 from services.operator.status import StageStatus
 from services.operator.world import World
 from tests.operator_worlds import (
@@ -248,6 +249,16 @@ def test_a_job_made_again_under_its_name_shares_neither_jobs_nor_results_with_th
 def test_a_job_that_was_changed_by_hand_is_left_alone_until_it_ends(job: dict[str, object]) -> None:
     made = look(at_work(job=job))
     assert (acts(made), of(made).phase, told(made)) == ([], "Running", [])
+
+
+def test_an_edit_of_a_job_is_told_and_it_is_left_alone() -> None:
+    raw = {"metadata": {"name": "j", "uid": "u"}, "spec": {"completions": 2, "parallelism": 1}}
+    made = look(at_work(job={"edited": read_job(raw).edited}))
+    assert (acts(made), of(made).phase, told(made)) == ([], "Running", ["JobEdited"])
+    accepted = made.status.condition("Accepted")
+    assert accepted is not None
+    assert (accepted.status, accepted.reason) == ("True", "JobEdited")
+    assert "its parallelism is 1, and it has 2 nodes" in accepted.message
 
 
 def test_what_has_begun_under_an_older_operator_keeps_its_job() -> None:

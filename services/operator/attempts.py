@@ -69,6 +69,11 @@ def _alive(draft: Draft, stage: Stage, state: StageStatus, job: JobView) -> None
         _held(draft, stage, state, job)
     else:
         _at_work(draft, stage, state, job)
+    if job.edited:
+        said = f"Job {job.name} was edited by hand: {job.edited}; it is left alone until it ends"
+        if not draft.had("Accepted", "JobEdited"):
+            draft.tell("JobEdited", said, stage=state, warning=True)
+        draft.condition("Accepted", True, "JobEdited", said)
 
 
 def _held(draft: Draft, stage: Stage, state: StageStatus, job: JobView) -> None:

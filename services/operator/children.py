@@ -58,7 +58,8 @@ class PodView:
 
 @dataclass(frozen=True)
 class JobView:
-    """One Job; `queued` when it is in the hands of a queue. `conditions` are those that are True, with a message."""
+    """One Job; `queued` when it is in the hands of a queue, `edited` says what somebody has changed of it. `conditions`
+    are those that are True, with a message."""
 
     name: str
     uid: str
@@ -71,6 +72,7 @@ class JobView:
     terminating: int = 0
     deleting: bool = False
     conditions: tuple[tuple[str, str], ...] = ()
+    edited: str = ""
 
     def has(self, *kinds: str) -> bool:
         return any(kind in kinds for kind, _ in self.conditions)
@@ -103,7 +105,14 @@ def read_job(raw: Mapping[str, Any]) -> JobView:
         terminating=status.get("terminating") or 0,
         deleting="deletionTimestamp" in meta,
         conditions=true,
+        edited=_edited(spec),
     )
+
+
+def _edited(spec: Mapping[str, Any]) -> str:
+    """All that Kubernetes lets anybody change of a gang that has begun is how many pods it has."""
+    asked, made = spec.get("completions", 1), spec.get("parallelism", 1)
+    return "" if asked == made else f"its parallelism is {made}, and it has {asked} nodes"
 
 
 def read_pod(raw: Mapping[str, Any]) -> PodView:
