@@ -34,7 +34,7 @@ format: .venv/dev.stamp ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: .venv/dev.stamp .venv/protos.stamp ## measure the running system and training against their peers (an hour)
+bench: .venv/dev.stamp .venv/protos.stamp ## measure the running system and training against their peers (two hours)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 tiny: .venv/dev.stamp .venv/protos.stamp ## train checkpoints/ziya-tiny again from data (hours; needs npm)

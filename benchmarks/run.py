@@ -15,7 +15,8 @@ from benchmarks.answers import PACKAGES
 
 SERVING = ("first_token", "throughput")
 TRAINING = ("fine_tuning", "pretraining", "training_saves", "instruct_13b")
-ALL = (*SERVING, *TRAINING, "answers")
+OPERATOR = ("operator_latency", "operator_recovery", "operator_idle")
+ALL = (*SERVING, *TRAINING, *OPERATOR, "answers")
 
 
 def main() -> None:

@@ -101,6 +101,10 @@ def test_a_job_whose_queue_was_taken_out_of_the_spec_runs_without_it() -> None:
             ({"phase": "Pending"}, {"phase": "Pending", "unscheduled": "0/4 nodes are available: 4 Insufficient gpu."}),
             "stage align: 0/4 nodes are available: 4 Insufficient gpu.",
         ),
+        (
+            ({"phase": "Pending", "waits": "ImagePullBackOff: no such tag"},),
+            "stage align: ImagePullBackOff: no such tag",
+        ),
     ],
 )
 def test_pods_that_find_no_node_leave_the_job_queued_and_it_says_why(

@@ -49,7 +49,7 @@ def test_a_stage_trains_shows_its_progress_and_its_model_is_promoted(system: Ope
     served = system.inference("ziya-visual")
     assert served is not None
     model = {"modelFormat": {"name": "ziya-visual"}, "runtime": "ziya-triton", "storageUri": trained["artifact"]["uri"]}
-    assert served["spec"] == {"predictor": {"model": model}}
+    assert served["spec"] == {"predictor": {"model": model, "enableServiceLinks": False}}
     assert job["status"]["display"]["step"] == "100%"
     for account in ("ziya-operator", "ziya-operator-worker"):
         assert not system.cluster.refused_of(f"system:serviceaccount:{SYSTEM}:{account}")

@@ -95,7 +95,8 @@ def _at_work(draft: Draft, stage: Stage, state: StageStatus, job: JobView) -> No
             draft.tell("Started", f"attempt {state.attempt} of stage {stage.name} runs", stage=state)
         draft.change(stage, phase="Running", start_time=state.start_time or draft.now)
         return
-    waits = next((pod.unscheduled for pod in pods if pod.unscheduled), "its pods are being started")
+    reasons = (pod.unscheduled or pod.waits for pod in pods)
+    waits = next((reason for reason in reasons if reason), "its pods are being started")
     draft.condition("Progressing", True, "Queued", f"stage {stage.name}: {waits}")
 
 

@@ -31,6 +31,7 @@ class PodView:
     disrupted: str = ""
     disrupted_since: datetime | None = None
     unscheduled: str = ""
+    waits: str = ""
     exit_code: int | None = None
     ended: datetime | None = None
     words: str = ""
@@ -132,6 +133,7 @@ def read_pod(raw: Mapping[str, Any]) -> PodView:
         disrupted=_said(disruption) if disruption.get("status") == "True" else "",
         disrupted_since=_time(disruption.get("lastTransitionTime")) if disruption.get("status") == "True" else None,
         unscheduled=_said(scheduled) if scheduled.get("status") == "False" else "",
+        waits=_waits(status),
         exit_code=ended.get("exitCode"),
         ended=_time(ended.get("finishedAt")),
         words=ended.get("message") or "",
@@ -145,6 +147,15 @@ def _ended(status: Mapping[str, Any]) -> Mapping[str, Any]:
             ended: Mapping[str, Any] = (container.get("state") or {}).get("terminated") or {}
             return ended
     return {}
+
+
+def _waits(status: Mapping[str, Any]) -> str:
+    """Why its container does not start, where that is more than that it is being started."""
+    for container in status.get("containerStatuses") or []:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{waiting['reason']}: {waiting.get('message') or 'no more is said'}"
+    return ""
 
 
 def _number(label: str | None) -> int:

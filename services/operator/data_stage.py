@@ -47,7 +47,8 @@ def _begin(draft: Draft, stage: Stage, state: StageStatus) -> StageStatus:
         spec_hash=stage.spec_hash,
         next_attempt_time=None,
     )
-    draft.tell("Started", f"stage {stage.name} builds {stage.shards} pieces of data", stage=begun)
+    pieces = "one piece" if stage.shards == 1 else f"{stage.shards} pieces"
+    draft.tell("Started", f"stage {stage.name} builds {pieces} of data", stage=begun)
     return begun
 
 

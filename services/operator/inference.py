@@ -32,7 +32,7 @@ def carry_traffic(cluster: Cluster, job: TrainingJob, action: SetTraffic) -> Non
 
 
 def manifest(namespace: str, promotion: Promotion, uri: str, annotations: dict[str, str]) -> dict[str, Any]:
-    """A new one, which gets all the traffic there is."""
+    """A new one, which gets all the traffic there is. A Service called ziya-… must not give it variables ZIYA_…."""
     # Not before it is needed: it brings a web server, pandas and gRPC messages whose names tritonclient has, too.
     from kserve import (  # noqa: PLC0415
         V1beta1InferenceService,
@@ -49,7 +49,7 @@ def manifest(namespace: str, promotion: Promotion, uri: str, annotations: dict[s
         api_version="serving.kserve.io/v1beta1",
         kind="InferenceService",
         metadata={"name": promotion.inference_service, "namespace": namespace, "annotations": annotations},
-        spec=V1beta1InferenceServiceSpec(predictor=V1beta1PredictorSpec(model=model)),
+        spec=V1beta1InferenceServiceSpec(predictor=V1beta1PredictorSpec(model=model, enable_service_links=False)),
     )
     made: dict[str, Any] = _plain(service)
     return made

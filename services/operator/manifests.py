@@ -147,6 +147,8 @@ def _pod(job: TrainingJob, stage: Stage, attempt: int, where: Surroundings) -> d
         "restartPolicy": "Never",
         "serviceAccountName": where.account,
         "automountServiceAccountToken": False,
+        # Else a Service called ziya-… gives every pod variables ZIYA_…, which programs take for settings.
+        "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace + EXTRA_GRACE_SECONDS,
         "containers": [container],
         "volumes": volumes,
