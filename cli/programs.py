@@ -141,7 +141,8 @@ def _triton(layout: Layout, folder: Path, shared: dict[str, str]) -> Program:
     """The LLaMA in Triton. It gets SIGTERM, not SIGKILL, when we die: it has shared memory to give back."""
     ports = (layout.triton_http, layout.triton_grpc, layout.triton_metrics)
     # Little patience: the gateway has drained before, and Triton 2.51 now and then counts a cancelled stream as open.
-    options = triton.TritonOptions(folder / "triton", *ports, exit_seconds=10)
+    tls = os.environ.get("ZIYA_TLS_DIR")
+    options = triton.TritonOptions(folder / "triton", *ports, exit_seconds=10, tls_dir=Path(tls) if tls else None)
     try:
         argv, env = triton.command(options, {**os.environ, **shared})
     except triton.TritonMissing as error:

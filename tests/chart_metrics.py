@@ -1,16 +1,20 @@
-"""Names of metrics: those that scalers, alerts and dashboards of the chart ask for, and those that a page tells."""
+"""Metrics: those that scalers, alerts and dashboards ask for, by which labels, and those that a page tells."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from tests.helm import CHART, Object, rendered
 
 DASHBOARDS = sorted((CHART / "files" / "dashboards").glob("*.json"))
 CASES = ("hpa", "keda", "kserve hpa", "kserve keda")
 METRIC = re.compile(r"\bziya_[a-z_]+")
+_SELECTED = re.compile(r"\b(ziya_[a-z_]+)(?:\{([^}]*)\})?")
+_MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
+_BY = re.compile(r"\bby \(([^)]*)\)")
 _TYPE = re.compile(r"^# TYPE (\S+) (\S+)$", re.MULTILINE)
 _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 
@@ -48,3 +52,43 @@ def dashboard_queries() -> Iterator[tuple[str, str]]:
         for panel in board["panels"]:
             yield from ((f"{path.name}: {panel['title']}", target["expr"]) for target in panel["targets"])
         yield from ((path.name, one["query"]["query"]) for one in board["templating"]["list"] if one["type"] == "query")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One metric in a query: its matchers (label, operator, value), and what the query groups by."""
+
+    metric: str
+    matchers: tuple[tuple[str, str, str], ...]
+    grouped: frozenset[str]
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return self.grouped | {label for label, _, _ in self.matchers}
+
+
+def uses(query: str) -> Iterator[Use]:
+    """Every metric of ours in a query."""
+    grouped = frozenset(label.strip() for group in _BY.findall(query) for label in group.split(","))
+    for metric, matchers in _SELECTED.findall(query):
+        yield Use(metric, tuple(_MATCHER.findall(matchers)), grouped)
+
+
+def external(found: list[Object]) -> Iterator[tuple[str, Use]]:
+    """Of HPAs: metrics with labels to choose by."""
+    for one in found:
+        if one["kind"] == "HorizontalPodAutoscaler":
+            for metric in one["spec"]["metrics"]:
+                if metric["type"] == "External":
+                    chosen = metric["external"]["metric"]
+                    matchers = tuple((k, "=", v) for k, v in chosen["selector"]["matchLabels"].items())
+                    yield one["metadata"]["name"], Use(chosen["name"], matchers, frozenset())
+
+
+def legends() -> Iterator[tuple[str, str, str]]:
+    """Of dashboards: the panel, its query, and the label that its legend shows."""
+    for path in DASHBOARDS:
+        for panel in json.loads(path.read_text("utf-8"))["panels"]:
+            for target in panel["targets"]:
+                for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+                    yield f"{path.name}: {panel['title']}", target["expr"], label

@@ -16,13 +16,14 @@ from protos.qformer_pb2_grpc import QFormerStub
 from protos.vision_pb2_grpc import VisionEncoderStub
 from services.qformer import app as qformer_app
 from services.vision import app as vision_app
-from ziya import rpc, wire
+from ziya import rpc, rpc_server, wire
 from ziya.content import ContentKeys
 from ziya.model.qformer import QFormer
 from ziya.telemetry import Metrics
 
 # Nobody listens there.
 NO_REDIS = "redis://127.0.0.1:1/0"
+NO_WAIT: dict[str, Any] = {"redis_start_seconds": 0}
 ATOL = 2e-3  # float16, and sums in another order in another batch
 PATCHES = 17
 
@@ -42,22 +43,22 @@ class Running:
 
 @asynccontextmanager
 async def running_vision(checkpoint: Path, redis_url: str = NO_REDIS, **options: Any) -> AsyncIterator[Running]:
-    settings = vision_app.Settings(checkpoint=checkpoint, redis_url=redis_url, **options)
+    settings = vision_app.Settings(**{"checkpoint": checkpoint, "redis_url": redis_url, **NO_WAIT, **options})
     async with _running("vision", vision_app.VisionService(settings), vision_app.FULL_NAME) as (channel, metrics):
         yield Running(VisionEncoderStub(channel), channel, metrics)
 
 
 @asynccontextmanager
 async def running_qformer(checkpoint: Path, redis_url: str = NO_REDIS, **options: Any) -> AsyncIterator[Running]:
-    settings = qformer_app.Settings(checkpoint=checkpoint, redis_url=redis_url, **options)
+    settings = qformer_app.Settings(**{"checkpoint": checkpoint, "redis_url": redis_url, **NO_WAIT, **options})
     async with _running("qformer", qformer_app.QFormerService(settings), qformer_app.FULL_NAME) as (channel, metrics):
         yield Running(QFormerStub(channel), channel, metrics)
 
 
 @asynccontextmanager
 async def _running(name: str, service: Any, full_name: str) -> AsyncIterator[tuple[Any, Metrics]]:
-    options = rpc.ServerOptions(max_concurrent=service.settings.max_concurrent)
-    server = rpc.GrpcServer(
+    options = rpc_server.ServerOptions(max_concurrent=service.settings.max_concurrent)
+    server = rpc_server.GrpcServer(
         name, service.register, [full_name], options=options, metrics=service.metrics, ready=service.ready
     )
     port = await server.start()

@@ -40,6 +40,7 @@ class FakeTriton(GRPCInferenceServiceServicer):
     """`ziya_llama`: answers with the sights of its images and `words`, a word a response.
 
     `error_after`: words sent before `late_error` comes. `pause_after`: words sent before `pause` is waited for.
+    `tokens`: so many are told of each word; with None, none are, as a language model of an older release does.
     """
 
     def __init__(self, announcements: Announcements) -> None:
@@ -53,6 +54,7 @@ class FakeTriton(GRPCInferenceServiceServicer):
         self.error_after = 2
         self.pause: Gate | None = None
         self.pause_after = 1
+        self.tokens: int | None = 1
 
     async def ModelReady(self, request: kserve.ModelReadyRequest, context: Context) -> kserve.ModelReadyResponse:
         return kserve.ModelReadyResponse(ready=self.ready and request.name == "ziya_llama")
@@ -83,7 +85,7 @@ class FakeTriton(GRPCInferenceServiceServicer):
                 raise self.late_error
             if self.pause is not None and number == self.pause_after:
                 await self.pause.passing()
-            yield _response(word)
+            yield _response(word, self.tokens)
         image_tokens = CONFIG.queries * len(asked.sights)
         usage = {
             "prompt_tokens": sum(map(len, asked.texts)) + image_tokens,
@@ -94,7 +96,8 @@ class FakeTriton(GRPCInferenceServiceServicer):
             "prefill_seconds": 0.002,
             "decode_seconds": 0.003,
         }
-        yield _response("", "length" if limit < len(words) else "stop", json.dumps(usage))
+        last = None if self.tokens is None else 0
+        yield _response("", last, "length" if limit < len(words) else "stop", json.dumps(usage))
 
     async def _read(self, request: kserve.ModelInferRequest) -> Asked:
         inputs = {
@@ -122,8 +125,13 @@ class FakeTriton(GRPCInferenceServiceServicer):
         )
 
 
-def _response(text: str, finish_reason: str = "", usage: str = "") -> kserve.ModelStreamInferResponse:
+def _response(
+    text: str, tokens: int | None, finish_reason: str = "", usage: str = ""
+) -> kserve.ModelStreamInferResponse:
     response = kserve.ModelInferResponse(model_name="ziya_llama")
+    if tokens is not None:
+        response.outputs.add(name="tokens", datatype="INT32", shape=[1])
+        response.raw_output_contents.append(struct.pack("<i", tokens))
     for name, value in (("text", text), ("finish_reason", finish_reason), ("usage", usage)):
         response.outputs.add(name=name, datatype="BYTES", shape=[1])
         raw = value.encode()

@@ -19,7 +19,7 @@ import numpy as np
 from protos import qformer_pb2, tensor_pb2, vision_pb2
 from protos.qformer_pb2_grpc import QFormerServicer, add_QFormerServicer_to_server
 from protos.vision_pb2_grpc import VisionEncoderServicer, add_VisionEncoderServicer_to_server
-from ziya import keys, rpc, wire
+from ziya import keys, rpc_server, wire
 from ziya.bus import Bus
 from ziya.checkpoint import CheckpointConfig
 from ziya.content import ContentKeys
@@ -157,22 +157,22 @@ def pack_tokens(tokens: np.ndarray) -> bytes:
     return wire.pack(tokens, stage=wire.Stage.TOKENS, fingerprint=CONFIG.fingerprints["qformer"])
 
 
-def vision_service(servicer: FakeVision, port: int = 0) -> rpc.GrpcServer:
-    return rpc.GrpcServer(
+def vision_service(servicer: FakeVision, port: int = 0) -> rpc_server.GrpcServer:
+    return rpc_server.GrpcServer(
         "vision",
         lambda server: add_VisionEncoderServicer_to_server(servicer, server),
         ["ziya.visual.v1.VisionEncoder"],
-        options=rpc.ServerOptions(port=port),
+        options=rpc_server.ServerOptions(port=port),
         metrics=Metrics("vision"),
     )
 
 
-def qformer_service(servicer: FakeQFormer, port: int = 0) -> rpc.GrpcServer:
-    return rpc.GrpcServer(
+def qformer_service(servicer: FakeQFormer, port: int = 0) -> rpc_server.GrpcServer:
+    return rpc_server.GrpcServer(
         "qformer",
         lambda server: add_QFormerServicer_to_server(servicer, server),
         ["ziya.visual.v1.QFormer"],
-        options=rpc.ServerOptions(port=port),
+        options=rpc_server.ServerOptions(port=port),
         metrics=Metrics("qformer"),
     )
 

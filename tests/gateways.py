@@ -19,7 +19,7 @@ from services.gateway.app import Gateway, running
 from services.gateway.settings import Settings
 from tests.fake_triton import FakeTriton, TritonServer
 from tests.fakes import CONFIG, FakeQFormer, FakeVision, qformer_service, vision_service
-from ziya import rpc
+from ziya import rpc_server
 from ziya.bus import Announcements, Bus
 from ziya.content import ContentKeys
 
@@ -36,9 +36,9 @@ class Backend:
     qformer: FakeQFormer
     triton: FakeTriton
     triton_server: TritonServer
-    vision_server: rpc.GrpcServer
+    vision_server: rpc_server.GrpcServer
     vision_port: int
-    qformer_server: rpc.GrpcServer
+    qformer_server: rpc_server.GrpcServer
     qformer_port: int
 
 
@@ -147,6 +147,10 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Asks until it is so; the test's own timeout ends a wait in vain."""
     while not await condition():
         await asyncio.sleep(0.02)
+
+
+async def is_ready(here: Scene) -> bool:
+    return (await here.http.get("/readyz")).is_success
 
 
 async def metric_is(here: Scene, name: str, value: float) -> bool:

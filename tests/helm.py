@@ -20,7 +20,8 @@ HELMS = {name: Path(sys.executable).parent / name for name in ("helm4", "helm3")
 RELEASE, NAMESPACE = "trial", "models"
 # What others bring to a cluster; --api-versions tells Helm where there is none.
 KSERVE, KEDA, PROMETHEUS = "serving.kserve.io/v1beta1", "keda.sh/v1alpha1", "monitoring.coreos.com/v1"
-EVERYTHING = (KSERVE, KEDA, PROMETHEUS)
+CERT_MANAGER = "cert-manager.io/v1"
+EVERYTHING = (KSERVE, KEDA, PROMETHEUS, CERT_MANAGER)
 
 needs_helm = pytest.mark.skipif(not HELMS["helm4"].exists(), reason="there is no Helm here: `make setup` fetches it")
 
@@ -48,13 +49,17 @@ _ALL: dict[str, Any] = {
     "operator.data.claims": ["results"],
 }
 _PVC = {"model.source": "pvc", "model.pvc.claim": "checkpoint"}
+_TO_ZERO = {"vision.scaling.min": 0, "qformer.scaling.min": 0, "operator.data.scaling.min": 0}
 _NO_REDIS = {"redis.enabled": False}
+_LOGINS = {"redis.auth.enabled": True, "redis.auth.secretName": "passwords"}
+_TLS = {"tls.enabled": True, "tls.issuer.name": "stages"}
 CASES: dict[str, Case] = {
     "default": Case(),
     "tiny": Case("values-tiny.yaml"),
     "14b": Case("values-14b.yaml", {"autoscaling.kind": "hpa"}),
     "hpa": Case("", {**_ALL, "autoscaling.kind": "hpa"}),
-    "keda": Case("", {**_ALL, "autoscaling.kind": "keda", "vision.scaling.min": 0, "qformer.scaling.min": 0}),
+    "keda": Case("", {**_ALL, **_TO_ZERO, "autoscaling.kind": "keda"}),
+    "numbers": Case("", _ALL),
     "pvc": Case("", {**_PVC, "model.pvc.path": "ziya/v1"}),
     "url": Case("", {"model.source": "url", "model.url.from": "s3://models/ziya", "model.url.secretName": "store"}),
     "redis elsewhere": Case("", {**_NO_REDIS, "redis.url": "rediss://redis.example.org:6380/0"}),
@@ -65,6 +70,11 @@ CASES: dict[str, Case] = {
     "kserve url": Case("values-kserve.yaml", {"model.source": "url", "model.url.from": "s3://models/ziya"}),
     "kserve image": Case("values-kserve.yaml", {"model.source": "image"}),
     "knative": Case("values-kserve.yaml", {"llama.kserve.mode": "Knative", "llama.kserve.canaryTrafficPercent": 10}),
+    "tls": Case("", {**_ALL, **_LOGINS, **_TLS}),
+    "tls by hand": Case("", {"tls.enabled": True, "tls.secretName": "certificate"}),
+    "logins": Case("values-tiny.yaml", _LOGINS),
+    "tls elsewhere": Case("", {**_NO_REDIS, **_TLS, "redis.url": "rediss://there:6380/0", "redis.tlsSecret": "there"}),
+    "kserve tls": Case("values-kserve.yaml", {**_LOGINS, **_TLS, "tls.issuer.kind": "ClusterIssuer"}),
     "one namespace": Case("", {"operator.namespace": "training"}),
     "serving alone": Case("", {"operator.enabled": False, "networkPolicy.enabled": False}),
 }
@@ -89,10 +99,14 @@ def text(
     """What `helm template` prints. In `more` a dotted name has __ for its dots. Raises Refused."""
     words = ["template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--kube-version", kubernetes, "--include-crds"]
     words += [word for api in apis for word in ("--api-versions", api)]
-    words += ["--values", str(CHART / case.file)] if case.file else []
-    for key, value in {**case.values, **{key.replace("__", "."): value for key, value in more.items()}}.items():
-        words += ["--set-json", f"{key}={json.dumps(value)}"]
-    return helm(name, *words)
+    values = {**case.values, **{key.replace("__", "."): value for key, value in more.items()}}
+    return helm(name, *words, *given(Case(case.file, values)))
+
+
+def given(case: Case) -> list[str]:
+    """The words by which Helm gets its values."""
+    words = ["--values", str(CHART / case.file)] if case.file else []
+    return words + [word for key, value in case.values.items() for word in ("--set-json", f"{key}={json.dumps(value)}")]
 
 
 def objects(printed: str) -> list[Object]:

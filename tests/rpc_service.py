@@ -17,7 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import qformer_pb2, qformer_pb2_grpc
-from ziya import errors, rpc
+from ziya import errors, rpc, rpc_server
 from ziya.telemetry import Metrics, configure_logging, request_id
 
 FULL_NAME = "ziya.visual.v1.QFormer"
@@ -56,7 +56,7 @@ class Obedient(qformer_pb2_grpc.QFormerServicer):
 @dataclass
 class Running:
     service: Obedient
-    server: rpc.GrpcServer
+    server: rpc_server.GrpcServer
     target: str
     metrics: Metrics
     channels: list[grpc.aio.Channel] = field(default_factory=list)
@@ -71,10 +71,10 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    options: rpc.ServerOptions | None = None, ready: Callable[[], Awaitable[None]] | None = None
+    options: rpc_server.ServerOptions | None = None, ready: Callable[[], Awaitable[None]] | None = None
 ) -> AsyncIterator[Running]:
     service, metrics = Obedient(), Metrics("test")
-    server = _server(service, options or rpc.ServerOptions(), metrics, ready)
+    server = _server(service, options or rpc_server.ServerOptions(), metrics, ready)
     port = await server.start()
     run = Running(service, server, f"127.0.0.1:{port}", metrics)
     try:
@@ -85,8 +85,12 @@ async def running(
         await server.stop()
 
 
-def _server(service: Obedient, options: rpc.ServerOptions, metrics: Metrics, ready: Any) -> rpc.GrpcServer:
-    return rpc.GrpcServer("test", _registrar(service), [FULL_NAME], options=options, metrics=metrics, ready=ready)
+def _server(
+    service: Obedient, options: rpc_server.ServerOptions, metrics: Metrics, ready: Any
+) -> rpc_server.GrpcServer:
+    return rpc_server.GrpcServer(
+        "test", _registrar(service), [FULL_NAME], options=options, metrics=metrics, ready=ready
+    )
 
 
 def _registrar(service: Obedient) -> Callable[[grpc.aio.Server], None]:
@@ -121,7 +125,9 @@ async def main() -> None:
         service.released.set()
 
     releasing = asyncio.create_task(release())
-    await rpc.serve("test", _registrar(service), [FULL_NAME], options=rpc.ServerOptions(), metrics=Metrics("test"))
+    await rpc_server.serve(
+        "test", _registrar(service), [FULL_NAME], options=rpc_server.ServerOptions(), metrics=Metrics("test")
+    )
     releasing.cancel()
 
 

@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 
 from services.operator.metrics import OperatorMetrics
 from tests.chart_metrics import DASHBOARDS, METRIC, asked, dashboard_queries, queries, told
-from tests.helm import NAMESPACE, ROOT, matches, named, needs_helm, of_kind, rendered
+from tests.helm import CASES, NAMESPACE, ROOT, matches, named, needs_helm, objects, of_kind, rendered, text
 
 pytestmark = needs_helm
 
@@ -27,7 +27,8 @@ def test_what_is_asked_of_the_operator_it_tells() -> None:
 
 
 def test_every_alert_has_its_entry_in_the_runbook_and_every_entry_its_alert() -> None:
-    rules = named(rendered("keda"), "PrometheusRule", "monitoring")["spec"]["groups"]
+    everything = objects(text(CASES["keda"], tls__enabled=True, tls__secretName="certificates"))
+    rules = named(everything, "PrometheusRule", "monitoring")["spec"]["groups"]
     alerts = [rule for group in rules for rule in group["rules"]]
     headings = re.findall(r"^## (Ziya\w+)$", RUNBOOK.read_text("utf-8"), re.MULTILINE)
     assert [alert["alert"] for alert in alerts] == headings

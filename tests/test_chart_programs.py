@@ -7,14 +7,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import redis
-
-from cli.programs import find_redis
 from services.gateway.chat_service import FULL_NAME as CHAT
 from services.llama import triton
-from services.qformer.app import FULL_NAME as QFORMER
-from services.vision.app import FULL_NAME as VISION
-from tests.helm import CASES, Object, containers, needs_helm, pods, rendered
+from tests.helm import CASES, Object, containers, named, needs_helm, pods, rendered
 
 pytestmark = needs_helm
 
@@ -25,22 +20,6 @@ def everything() -> Iterator[Object]:
             yield from containers(pod)
 
 
-def test_redis_starts_with_the_charts_arguments(free_port: int, tmp_path: Path) -> None:
-    container = next(one for one in everything() if one["command"] == ["redis-server"])
-    own = {"6379": str(free_port), "/data": str(tmp_path)}
-    argv = [find_redis(), *(own.get(word, word) for word in container["args"])]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            assert any("eady to accept connections" in line for line in server.stdout)
-            with redis.Redis(port=free_port) as client:
-                settings = client.config_get("*")
-                assert settings["maxmemory"] == str(256 << 20)
-                assert (settings["maxmemory-policy"], settings["save"]) == ("volatile-lru", "")
-        finally:
-            server.terminate()
-
-
 def test_triton_knows_every_argument(tmp_path: Path) -> None:
     argv, env = triton.command(triton.TritonOptions(tmp_path), {})
     done = subprocess.run([argv[0], "--help"], env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -48,6 +27,19 @@ def test_triton_knows_every_argument(tmp_path: Path) -> None:
     given = {one.split("=")[0] for container in everything() for one in container.get("args", []) if "=" in one}
     assert len(given) > 5
     assert given <= known
+
+
+def test_triton_gets_the_same_flags_for_tls_as_on_one_machine(tmp_path: Path) -> None:
+    argv, _ = triton.command(
+        triton.TritonOptions(tmp_path, tls_dir=Path("/etc/ziya/tls"), http_secret="$(POD_UID)"), {}
+    )
+    [container] = named(rendered("tls"), "Deployment", "llama")["spec"]["template"]["spec"]["containers"]
+    chosen = [
+        [one for one in given if "ssl" in one or "-cert=" in one or "-key=" in one or "restricted" in one]
+        for given in (argv, container["args"])
+    ]
+    assert len(chosen[0]) == 5
+    assert sorted(chosen[0]) == sorted(chosen[1])
 
 
 def test_every_module_that_a_container_runs_is_there() -> None:
@@ -71,4 +63,4 @@ def exec_of(container: Object, probe: str) -> bool:
 
 def test_probes_ask_for_services_that_are_served() -> None:
     asked = {container.get("readinessProbe", {}).get("grpc", {}).get("service") for container in everything()}
-    assert asked - {None} == {VISION, QFORMER, CHAT}
+    assert asked - {None} == {CHAT}

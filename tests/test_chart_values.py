@@ -10,7 +10,22 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helm import CASES, CHART, HELMS, KEDA, KSERVE, PROMETHEUS, Case, Refused, needs_helm, objects, pods, text
+from tests.helm import (
+    CASES,
+    CERT_MANAGER,
+    CHART,
+    EVERYTHING,
+    HELMS,
+    KEDA,
+    KSERVE,
+    PROMETHEUS,
+    Case,
+    Refused,
+    needs_helm,
+    objects,
+    pods,
+    text,
+)
 
 pytestmark = needs_helm
 
@@ -25,6 +40,10 @@ WHERE = {
     "model.url": "url",
     "networkPolicy.objectStore": "url",
     "networkPolicy.knativeNamespaces": "knative",
+    "tls.secretName": "tls by hand",
+    "tls": "tls",
+    "redis.auth": "tls",
+    "redis.tlsSecret": "tls elsewhere",
     "redis.egress": "redis elsewhere",
     "redis.urlSecret": "redis with a password",
     "redis.url": "redis elsewhere",
@@ -36,6 +55,8 @@ WHERE = {
     "qformer.replicas": "default",
     "gateway.replicas": "default",
     "llama.replicas": "default",
+    "operator.workers.replicas": "numbers",
+    "operator.data.replicas": "numbers",
     "redis.enabled": "",  # below, with what it needs
 }
 # By a whole or a last name, what no rule below would make of the value that is there.
@@ -183,8 +204,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"redis.enabled": False}, "set redis.url, or redis.urlSecret.name"),
     ({"redis.url": "redis://elsewhere:6379"}, "set redis.enabled to false"),
     ({"redis.enabled": False, "redis.url": "redis://a", "redis.urlSecret.name": "b"}, "not both"),
+    ({"tls.enabled": True}, "set tls.issuer.name to an issuer of cert-manager, or tls.secretName to a Secret"),
+    ({"tls.enabled": True, "tls.issuer.name": "a", "tls.secretName": "b"}, "not both"),
+    (
+        {**KSERVE_ON, "tls.enabled": True, "tls.secretName": "a", "llama.kserve.mode": "Knative"},
+        "set llama.kserve.mode to Standard, or tls.enabled to false",
+    ),
+    ({"redis.auth.enabled": True}, "set redis.auth.secretName"),
+    (
+        {"redis.auth.enabled": True, "redis.auth.secretName": "a", "redis.enabled": False, "redis.url": "redis://b"},
+        "set redis.auth.enabled to false",
+    ),
+    ({"redis.tlsSecret": "a"}, "set redis.enabled to false, or tls.enabled"),
     ({"autoscaling.kind": "hpa", "vision.scaling.min": 0}, "set autoscaling.kind to keda, or vision.scaling.min to 1"),
+    (
+        {"autoscaling.kind": "hpa", "operator.data.scaling.min": 0},
+        "set autoscaling.kind to keda, or operator.data.scaling.min to 1",
+    ),
     ({"gateway.scaling.min": 20}, "set it to at most 10"),
+    ({"operator.workers.scaling.max": 1}, "operator.workers.scaling.min is above operator.workers.scaling.max"),
     ({**KSERVE_ON, "llama.kserve.canaryTrafficPercent": 10}, "set llama.kserve.enabled and llama.kserve.mode=Knative"),
     ({"llama.kserve.canaryTrafficPercent": 10}, "set llama.kserve.enabled and llama.kserve.mode=Knative"),
 ]
@@ -192,10 +230,11 @@ WITHOUT: list[tuple[dict[str, Any], str, str]] = [
     (KSERVE_ON, KSERVE, "install it, or set llama.kserve.enabled to false"),
     ({"autoscaling.kind": "keda"}, KEDA, "install it, or set autoscaling.kind to hpa or none"),
     ({"monitoring.enabled": True}, PROMETHEUS, "install it, or set monitoring.enabled to false"),
+    ({"tls.enabled": True, "tls.issuer.name": "a"}, CERT_MANAGER, "install it, or set tls.secretName instead"),
 ]
 
 
-def complaint(values: dict[str, Any], apis: tuple[str, ...] = (KSERVE, KEDA, PROMETHEUS), name: str = "helm4") -> str:
+def complaint(values: dict[str, Any], apis: tuple[str, ...] = EVERYTHING, name: str = "helm4") -> str:
     with pytest.raises(Refused) as refusal:
         text(Case("", values), apis=apis, name=name)
     said = str(refusal.value).split("\n\nUse --debug")[0]
@@ -214,7 +253,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(values: dict[str, Any], advic
 @pytest.mark.parametrize("name", HELMS)
 @pytest.mark.parametrize(("values", "api", "advice"), WITHOUT)
 def test_kinds_that_the_cluster_lacks_are_named(values: dict[str, Any], api: str, advice: str, name: str) -> None:
-    said = complaint(values, tuple({KSERVE, KEDA, PROMETHEUS} - {api}), name)
+    said = complaint(values, tuple(set(EVERYTHING) - {api}), name)
     assert api in said
     assert advice in said
 
@@ -233,6 +272,7 @@ def test_kinds_that_the_cluster_lacks_are_named(values: dict[str, Any], api: str
         ({"llama.scaling.kvUse": 1.5}, "kvUse"),
         ({"redis.url": "redis://:password@there"}, "redis"),
         ({"gateway.scaling.min": 0}, "gateway"),
+        ({"operator.workers.scaling.min": 0}, "operator"),
     ],
 )
 def test_the_schema_names_what_is_wrong(values: dict[str, Any], named: str, name: str) -> None:

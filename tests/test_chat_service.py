@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -99,4 +100,6 @@ async def test_grpc_reflection_and_health(here: Scene) -> None:
         names = {service.name for service in answer.list_services_response.service}
         assert {"ziya.visual.v1.VisualChat", "grpc.health.v1.Health"} <= names
         check = health_pb2.HealthCheckRequest(service="ziya.visual.v1.VisualChat")
-        assert (await health_pb2_grpc.HealthStub(channel).Check(check)).status == health_pb2.HealthCheckResponse.SERVING
+        health = health_pb2_grpc.HealthStub(channel)
+        while (await health.Check(check)).status != health_pb2.HealthCheckResponse.SERVING:
+            await asyncio.sleep(0.02)

@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 
 from protos import chat_pb2, chat_pb2_grpc
-from ziya import rpc
+from ziya import rpc_server
 from ziya.client import ChatClient, Chunk, ImageId, Sampling, Usage
 from ziya.errors import InvalidRequest, Overloaded, Unavailable
 from ziya.prompt import Turn
@@ -37,8 +37,8 @@ async def gateway(service: Scripted) -> AsyncIterator[ChatClient]:
     def register(server: grpc.aio.Server) -> None:
         chat_pb2_grpc.add_VisualChatServicer_to_server(service, server)
 
-    options, names = rpc.ServerOptions(), ["ziya.visual.v1.VisualChat"]
-    server = rpc.GrpcServer("gateway", register, names, options=options, metrics=Metrics("gateway"))
+    options, names = rpc_server.ServerOptions(), ["ziya.visual.v1.VisualChat"]
+    server = rpc_server.GrpcServer("gateway", register, names, options=options, metrics=Metrics("gateway"))
     port = await server.start()
     try:
         async with ChatClient(f"127.0.0.1:{port}") as client:

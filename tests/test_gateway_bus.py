@@ -14,6 +14,7 @@ from tests.gateways import (
     WORDS,
     Scene,
     content_of,
+    is_ready,
     metric_counts,
     metric_is,
     picture,
@@ -134,6 +135,7 @@ async def test_readiness_names_what_is_missing(here: Scene) -> None:
 
 async def test_without_redis_the_gateway_is_still_ready(redis_server: RedisServer, tmp_path: Path) -> None:
     async with scene(redis_server.url, tmp_path) as here:
+        await until(lambda: is_ready(here))
         redis_server.kill()
         answer = await here.http.get("/readyz")
         assert answer.status_code == 200

@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 
+from services.gateway import api_keys
 from tests.fakes import CONFIG, Gate, expected_sight
 from tests.gateways import WORDS, Scene, picture, scene
 from ziya import keys
@@ -222,6 +223,33 @@ async def test_api_keys_open_what_is_theirs(redis_url: str, tmp_path: Path) -> N
         assert answer.choices[0].message.content == WORDS
         assert (await here.http.get("/v1/models")).status_code == 401
         assert (await here.http.get("/healthz")).status_code == 200
+
+
+async def test_keys_in_a_file_may_be_exchanged(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_keys, "LOOK_SECONDS", 0.0)
+    file = tmp_path / "keys"
+    file.write_text("one,two\n", "utf-8")
+    async with scene(redis_url, tmp_path, gateway_api_keys_file=file) as here:
+
+        async def status(key: str) -> int:
+            return (await here.http.get("/v1/models", headers={"Authorization": f"Bearer {key}"})).status_code
+
+        assert [await status(key) for key in ("one", "two", "three")] == [200, 200, 401]
+        file.write_text("two\nthree\n", "utf-8")
+        assert [await status(key) for key in ("one", "two", "three")] == [401, 200, 200]
+        # Neither an empty file nor none opens the gateway, or shuts it.
+        for spoil in (lambda: file.write_text(" ,\n", "utf-8"), file.unlink):
+            spoil()
+            assert [await status(key) for key in ("one", "two", "three", "four")] == [401, 200, 200, 401]
+
+
+@pytest.mark.parametrize("content", [None, " ,\n"])
+def test_a_key_file_without_keys_stops_the_gateway(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content, "utf-8")
+    with pytest.raises(api_keys.KeyFileError, match=r"keys (cannot be read|holds no key)"):
+        api_keys.KeyFile(file)
 
 
 async def test_keys_do_not_share_images_when_salted(redis_url: str, tmp_path: Path) -> None:

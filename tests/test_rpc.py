@@ -27,7 +27,7 @@ from ziya.errors import (
     Unimplemented,
     ZiyaError,
 )
-from ziya.rpc import ServerOptions
+from ziya.rpc_server import ServerOptions
 
 QUERY = {"method": "QFormer/Query"}
 

@@ -20,7 +20,7 @@ from protos.qformer_pb2_grpc import QFormerStub
 from tests.rpc_service import FULL_NAME, ask, health, running, until_refused
 from ziya import rpc
 from ziya.errors import Unavailable, ZiyaError
-from ziya.rpc import ServerOptions
+from ziya.rpc_server import ServerOptions
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

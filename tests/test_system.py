@@ -149,6 +149,18 @@ async def test_a_known_picture_is_not_computed_again(stack: Stack) -> None:
     assert second.cached == third.cached == 4
 
 
+async def test_the_pace_of_an_answer_is_told_token_by_token(stack: Stack) -> None:
+    async def tokens() -> float:
+        lines = (await client.get("/metrics")).text.splitlines()
+        [value] = [line.split()[1] for line in lines if line.startswith("ziya_gateway_inter_token_seconds_count ")]
+        return float(value)
+
+    async with client_of(stack) as client:
+        before = await tokens()
+        assert (await ask(client, pixels(2), ENGLISH, max_tokens=100, ignore_eos=True)).is_answer
+        assert 0 < await tokens() - before < 100  # all but those of the first response
+
+
 async def test_the_official_client_works_unchanged(stack: Stack) -> None:
     content = body(pixels(3), CHINESE)["messages"]
     async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:

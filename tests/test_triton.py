@@ -15,12 +15,14 @@ import pytest
 from tokenizers import Tokenizer
 from tritonclient.grpc import InferInput, aio
 
+from tests.certificates import Authority
 from tests.redis_server import RedisServer
 from tests.reference import generate_from_tokens
 from tests.triton_server import MODEL, Piece, TritonClient, TritonServer, keys
 from ziya.bus import Bus
 from ziya.checkpoint import read_config
 from ziya.errors import InvalidImage
+from ziya.tls import Identity
 from ziya.wire import Stage, pack
 
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
@@ -113,6 +115,7 @@ async def test_greedy_is_transformers(client: TritonClient, tiny_checkpoint: Pat
     usage = pieces[-1].usage
     assert usage is not None
     assert (usage["completion_tokens"], usage["image_tokens"]) == (24, 0)
+    assert sum(piece.tokens for piece in pieces) == 24
     assert set(usage) == {
         *("prompt_tokens", "image_tokens", "completion_tokens"),
         *("visual_wait_seconds", "queue_seconds", "prefill_seconds", "decode_seconds"),
@@ -246,6 +249,31 @@ async def test_metrics_are_on_tritons_own_page(client: TritonClient, triton: Tri
     await until_metric(triton, "ziya_llama_tokens_total", before[0] + 24)
     await until_metric(triton, "ziya_llama_first_token_seconds_count", before[1] + 1)
     assert triton.metric("ziya_llama_slots") == 8
+
+
+async def test_the_use_of_the_kv_cache_follows_what_runs(client: TritonClient, triton: TritonServer) -> None:
+    async def ask_for_ever() -> None:
+        while True:
+            await client.ask(QUESTION, ENDLESS)
+
+    for count, use in ((16, 1.0), (2, 0.25)):
+        tasks = [asyncio.create_task(ask_for_ever()) for _ in range(count)]
+        await until_metric(triton, "ziya_llama_kv_use", use)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await until_metric(triton, "ziya_llama_kv_use", 0)
+
+
+def test_the_end_of_the_certificate_that_was_there_at_the_start_is_told(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = tmp_path / "tls"
+    Authority().issue(folder)
+    ends = Identity.read(folder).expires
+    server = TritonServer(tmp_path, tiny_checkpoint, "unix:///x", ZIYA_TLS_DIR=str(folder)).wait()
+    try:
+        assert server.metric("ziya_llama_certificate_expires_timestamp_seconds") == pytest.approx(ends, abs=1)
+    finally:
+        server.stop()
 
 
 async def test_without_redis_keys_fail_at_once_and_inline_tokens_work(tmp_path: Path, tiny_checkpoint: Path) -> None:

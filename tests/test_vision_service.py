@@ -259,7 +259,7 @@ async def test_health_is_told_by_name(tiny_checkpoint: Path) -> None:
 @pytest.mark.parametrize("module", ["services.vision.app", "services.qformer.app"])
 def test_the_program_serves_and_stops_cleanly(module: str, tiny_checkpoint: Path) -> None:
     word = module.split(".")[1].upper()
-    ports = {f"ZIYA_{word}_PORT": "0", "OMP_NUM_THREADS": "1"}
+    ports = {f"ZIYA_{word}_PORT": "0", "OMP_NUM_THREADS": "1", "ZIYA_REDIS_START_SECONDS": "0"}
     env = {**os.environ, **ports, "ZIYA_CHECKPOINT": str(tiny_checkpoint), "ZIYA_REDIS_URL": NO_REDIS}
     command = [sys.executable, "-m", module]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -43,7 +43,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class TritonServer:
-    """Started by the constructor, ready after `wait`."""
+    """Started by the constructor, ready after `wait`. It waits for no Redis, unless `settings` tell it to."""
 
     def __init__(self, folder: Path, checkpoint: Path, redis_url: str, **settings: str) -> None:
         http, grpc_port, metrics = free_ports(3)
@@ -52,6 +52,7 @@ class TritonServer:
         prepare(self.options)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("ZIYA_")}
         own = {"ZIYA_CHECKPOINT": str(checkpoint), "ZIYA_REDIS_URL": redis_url, "OMP_NUM_THREADS": "1"}
+        own["ZIYA_REDIS_START_SECONDS"] = "0"
         argv, environ = command(self.options, {**environ, **own, "OMP_WAIT_POLICY": "PASSIVE", **settings})
         self.log = folder / "triton.log"
         with self.log.open("wb") as log:
@@ -95,6 +96,7 @@ class Piece:
     """One response, or the error that ended the stream."""
 
     text: str = ""
+    tokens: int = 0
     finish_reason: str = ""
     usage: dict[str, Any] | None = None
     error: str = ""
@@ -149,6 +151,7 @@ def _objects(texts: Sequence[str]) -> np.ndarray[Any, Any]:
 
 def _piece(response: service_pb2.ModelInferResponse) -> Piece:
     pairs = zip(response.outputs, response.raw_output_contents, strict=True)
-    values = {output.name: raw[4:].decode("utf-8") for output, raw in pairs}
-    usage = values.get("usage", "")
-    return Piece(values.get("text", ""), values.get("finish_reason", ""), json.loads(usage) if usage else None)
+    raw = {output.name: data for output, data in pairs}
+    text, reason, usage = (raw[name][4:].decode("utf-8") for name in ("text", "finish_reason", "usage"))
+    tokens = int.from_bytes(raw["tokens"], "little")
+    return Piece(text, tokens, reason, json.loads(usage) if usage else None)

@@ -18,6 +18,7 @@ from ziya.announcements import Announcements
 from ziya.consumer import Consumer, Role
 from ziya.errors import ZiyaError
 from ziya.redis_link import RedisLink
+from ziya.redis_login import RedisLogin
 from ziya.settings import ProcessSettings
 from ziya.telemetry import Metrics
 from ziya.work_stream import READY, WORK, Delivery, Work, WorkStream, announcement
@@ -33,17 +34,27 @@ class Bus:
     """
 
     def __init__(
-        self, url: str, *, timeout: float = 2.0, max_backlog: int = 1024, metrics: Metrics | None = None
+        self,
+        url: str,
+        *,
+        timeout: float = 2.0,
+        max_backlog: int = 1024,
+        metrics: Metrics | None = None,
+        login: RedisLogin | None = None,
     ) -> None:
         metrics = metrics if metrics is not None else Metrics("bus")
-        self.link = RedisLink(url, timeout=timeout)
+        self.link = RedisLink(url, timeout=timeout, login=login)
         self._stream = WorkStream(self.link, max_backlog=max_backlog, metrics=metrics)
 
     @classmethod
     def of(cls, settings: ProcessSettings, metrics: Metrics | None = None) -> Self:
         """The bus that a program's settings name."""
         return cls(
-            settings.redis_url, timeout=settings.bus_timeout, max_backlog=settings.bus_max_backlog, metrics=metrics
+            settings.redis_url,
+            timeout=settings.bus_timeout,
+            max_backlog=settings.bus_max_backlog,
+            metrics=metrics,
+            login=RedisLogin.of(settings),
         )
 
     async def ping(self) -> None:

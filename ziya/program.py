@@ -1,6 +1,7 @@
 """How every Python service starts: settings from the environment, JSON logs, one event loop, one exit status.
 
-Status 2 means that a setting or the checkpoint is wrong, which a restart will not cure; a supervisor may give up.
+Status 2 means that a setting, the checkpoint or a certificate is wrong, which a restart will not cure; a supervisor
+may give up.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ziya.checkpoint import CheckpointError
-from ziya.settings import ProcessSettings
+from ziya.settings import ProcessSettings, SettingsError
 from ziya.telemetry import configure_logging
 
 SettingsT = TypeVar("SettingsT", bound=ProcessSettings)
@@ -31,6 +32,6 @@ def run(
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(main(settings))
-    except CheckpointError as error:
+    except (CheckpointError, SettingsError) as error:
         log.critical("%s", error)
         sys.exit(2)

@@ -12,26 +12,40 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from ziya.errors import BusUnavailable
+from ziya.redis_login import RedisLogin
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 Command = Sequence[str | bytes | int | float]
 
 
+class FreshTls(SSLConnection):
+    """Opens its files for every connection; redis-py keeps what it read for as long as the object lives."""
+
+    async def connect(self) -> None:
+        self.ssl_context.context = None
+        await super().connect()  # type: ignore[no-untyped-call]
+
+
 class RedisLink:
     """Raw commands on a pool of at most `connections`. `timeout` is in seconds, per command."""
 
-    def __init__(self, url: str, *, timeout: float, connections: int = 32) -> None:
+    def __init__(self, url: str, *, timeout: float, connections: int = 32, login: RedisLogin | None = None) -> None:
         self.timeout = timeout
         self.place = _place(url)
-        keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
-        pool = BlockingConnectionPool.from_url(
-            url,
+        login = login or RedisLogin()
+        where: dict[str, Any] = {**parse_url(login.bare(url)), **login.options(url)}
+        if where.get("connection_class") is SSLConnection:
+            where["connection_class"] = FreshTls
+        keepalive: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True}
+        pool = BlockingConnectionPool(
+            **where,
             max_connections=connections,
             timeout=timeout,
             # Time is kept here, around each command: with a socket_timeout of its own, redis-py sends through

@@ -1,37 +1,24 @@
-"""gRPC for every process: serve with health, reflection and drain; connect with sane options; call with our errors.
+"""gRPC as a caller sees it: connect with sane options, call with a deadline, and get our errors back.
 
-A service hands in its servicer and the names of its services; all else is here. Its health is
-NOT_SERVING until `ready` has returned, and again from the first SIGTERM on: then new calls are refused,
-those in flight end, and only then the port closes. Health and reflection answer throughout.
+The other end is ziya/rpc_server.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection
 
 from ziya.errors import DeadlineExceeded, InvalidRequest, Overloaded, ZiyaError, from_status
-from ziya.interceptors import REQUEST_ID, RETRY_AFTER, CallGuard
-from ziya.settings import ProcessSettings
-from ziya.telemetry import Metrics, announce_listening, request_id, serve_metrics
-
-log = logging.getLogger(__name__)
+from ziya.interceptors import REQUEST_ID, RETRY_AFTER
+from ziya.telemetry import request_id
+from ziya.tls import TlsFolder
 
 KEEPALIVE_MS = 30_000
-# After the last handler returned: time for its status to leave, and for health watchers to be told.
-FLUSH_SECONDS = 0.5
 _RETRY = {
     "maxAttempts": 3,
     "initialBackoff": "0.05s",
@@ -47,134 +34,17 @@ SERVICE_CONFIG = {
 }
 
 
-@dataclass(frozen=True)
-class ServerOptions:
-    """Where and how to listen. Times are in seconds, sizes in bytes; port 0 means any free port."""
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    metrics_port: int = 0
-    max_message_bytes: int = 32 << 20
-    max_concurrent: int = 256
-    drain_seconds: float = 10.0
-    # A connection takes no new calls from this age on, so that clients find replicas that came later.
-    max_connection_age: float = 300.0
-
-    @classmethod
-    def of(cls, settings: ProcessSettings, *, port: int, metrics_port: int) -> ServerOptions:
-        return cls(
-            host=settings.host,
-            port=port,
-            metrics_port=metrics_port,
-            max_message_bytes=settings.max_message_bytes,
-            max_concurrent=settings.max_concurrent,
-            drain_seconds=settings.drain_seconds,
-        )
-
-
-class GrpcServer:
-    """One listening server; `register` adds the servicers, `full_names` are their protobuf names.
-
-    `ready` runs after the port is open and before health says SERVING; what it raises stops the start.
-    """
-
-    def __init__(
-        self,
-        service: str,
-        register: Callable[[grpc.aio.Server], None],
-        full_names: Sequence[str],
-        *,
-        options: ServerOptions,
-        metrics: Metrics,
-        ready: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        self._service, self._options, self._ready = service, options, ready
-        self._names = ["", *full_names]
-        self._guard = CallGuard(service, metrics, options.max_concurrent)
-        self._health = health.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[self._guard], options=_server_options(options))
-        register(self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        listed = [*full_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(listed, self._server)
-
-    async def start(self) -> int:
-        """Opens the port, waits until ready, and tells health; the port. Raises OSError when it is taken."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        host = self._options.host
-        address = f"[{host}]:{self._options.port}" if ":" in host else f"{host}:{self._options.port}"
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"{self._service} cannot listen on {address}: is it in use?") from error
-        await self._server.start()
-        try:
-            if self._ready is not None:
-                await self._ready()
-        except BaseException:
-            await self._server.stop(None)
-            raise
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        return port
-
-    async def drain(self) -> None:
-        """NOT_SERVING, no new calls, and up to `drain_seconds` for those in flight."""
-        await self._health.enter_graceful_shutdown()
-        if not await self._guard.drain(self._options.drain_seconds):
-            log.warning("calls were still in flight when the drain time ended")
-
-    async def stop(self) -> None:
-        """Closes the port and aborts what is left."""
-        await self._server.stop(FLUSH_SECONDS)
-
-    async def _set_health(self, status: int) -> None:
-        for name in self._names:
-            await self._health.set(name, status)
-
-
-async def serve(
-    service: str,
-    register: Callable[[grpc.aio.Server], None],
-    full_names: Sequence[str],
-    *,
-    options: ServerOptions,
-    metrics: Metrics,
-    ready: Callable[[], Awaitable[None]] | None = None,
-) -> None:
-    """Serves until SIGTERM or SIGINT, then drains: what a service's `main` ends with."""
-    server = GrpcServer(service, register, full_names, options=options, metrics=metrics, ready=ready)
-    exporter, exporter_port = serve_metrics(metrics.registry, options.host, options.metrics_port)
-    try:
-        port = await server.start()
-        announce_listening(service, grpc=port, metrics=exporter_port)
-        await stop_signal()
-        await server.drain()
-    finally:
-        await server.stop()
-        exporter.close()
-
-
-async def stop_signal() -> None:
-    """Returns at the first SIGTERM or SIGINT; a second one ends the process as the system does."""
-    loop, asked = asyncio.get_running_loop(), asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, asked.set)
-    try:
-        await asked.wait()
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-    log.info("asked to stop")
-
-
-def connect(target: str, *, max_message_bytes: int = 32 << 20, keepalive: bool = True) -> grpc.aio.Channel:
+def connect(
+    target: str, *, max_message_bytes: int = 32 << 20, keepalive: bool = True, tls: TlsFolder | None = None
+) -> grpc.aio.Channel:
     """A channel to `host:port` (all its addresses in turn), or to a target that names its own scheme.
 
-    `keepalive` is for our own servers: others (Triton) take its pings for abuse and close the connection.
+    `keepalive` is for our own servers: others (Triton) take its pings for abuse and close the connection. With `tls`
+    both sides show a certificate, and the server's must be for the name in the target.
     """
     where = target if "://" in target or target.startswith("unix:") else f"dns:///{target}"
-    return grpc.aio.insecure_channel(where, options=_channel_options(max_message_bytes, keepalive))
+    options = _channel_options(max_message_bytes, keepalive)
+    return grpc.aio.insecure_channel(where, options=options) if tls is None else tls.channel(where, options)
 
 
 async def call(method: Any, request: Any, *, deadline: float | None = None) -> Any:
@@ -230,18 +100,6 @@ def _timeout(deadline: float | None) -> float | None:
 def _metadata() -> tuple[tuple[str, str], ...]:
     own = request_id.get()
     return ((REQUEST_ID, own),) if own else ()
-
-
-def _server_options(options: ServerOptions) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", options.max_message_bytes),
-        ("grpc.max_send_message_length", options.max_message_bytes),
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_connection_age_ms", int(options.max_connection_age * 1000)),
-        # Clients may ping a little more often than they do (else they are told "too many pings").
-        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
 
 
 def _channel_options(max_message_bytes: int, keepalive: bool) -> list[tuple[str, str | int]]:

@@ -26,6 +26,10 @@ PROGRAMS = frozenset({"vision", "qformer", "gateway", "llama", "triton", "operat
 SECRET = ("URL", "KEY", "TOKEN", "PASSWORD")
 
 
+class SettingsError(ValueError):
+    """What a setting names cannot be used; the sentence says what it is. A restart will not cure it."""
+
+
 class ProcessSettings(BaseSettings):
     """What every program needs to know. Times are in seconds, sizes in bytes; port 0 means any free port."""
 
@@ -36,6 +40,12 @@ class ProcessSettings(BaseSettings):
     host: str = "127.0.0.1"
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", pattern=r"^(redis|rediss|unix)://")
     checkpoint: Path
+    # A folder with tls.crt, tls.key and ca.crt: calls between stages are encrypted, and both sides show who they are.
+    tls_dir: Path | None = None
+    # The same for Redis, with a rediss:// URL; ca.crt alone will do where it does not ask for certificates.
+    redis_tls_dir: Path | None = None
+    # Holds the password of the user in the Redis URL; read for each new connection, so it may be exchanged.
+    redis_password_file: Path | None = None
     # The longest that any request may take when its caller gives no deadline.
     request_timeout: float = Field(default=60.0, gt=0)
     # How long a stopping process lets the calls in flight go on.
@@ -48,6 +58,8 @@ class ProcessSettings(BaseSettings):
     max_concurrent: int = Field(default=256, ge=1)
     # A Redis command that takes longer counts as an outage.
     bus_timeout: float = Field(default=2.0, gt=0)
+    # A starting process is ready when Redis has answered once, or after so long without it. 0 does not wait.
+    redis_start_seconds: float = Field(default=60.0, ge=0)
     # References queued for the Q-Former, unread or unfinished; more are refused.
     bus_max_backlog: int = Field(default=1024, ge=1)
 
@@ -82,6 +94,8 @@ def metrics_port(grpc_port: int, chosen: int | None) -> int:
 
 
 def _sentence(detail: Any) -> str:
+    if not detail["loc"]:  # of a rule across fields
+        return str(detail["ctx"]["error"])
     name = PREFIX + "_".join(str(part) for part in detail["loc"]).upper()
     if detail["type"] == "missing":
         return f"{name} is not set, and it has no default"

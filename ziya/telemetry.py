@@ -18,7 +18,9 @@ from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app, start_http_server
+
+from ziya.probes import Probes
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -101,13 +103,17 @@ class MetricsServer:
         self._thread.join()
 
 
-def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> tuple[MetricsServer, int]:
+def serve_metrics(
+    registry: CollectorRegistry, host: str, port: int, probes: Probes | None = None
+) -> tuple[MetricsServer, int]:
     """Starts serving; port 0 takes a free one. The server and its port. Raises OSError when that is taken."""
     try:
-        server = MetricsServer(*start_http_server(port, host, registry))
+        server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise OSError(f"cannot serve metrics on {host}:{port}: {error}") from error
-    return server, server.port
+    if probes is not None:
+        server.set_app(probes.before(make_wsgi_app(registry)))
+    return MetricsServer(server, thread), server.server_port
 
 
 def since(start: float) -> float:

@@ -1,4 +1,4 @@
-"""Who may ask, and how many at once.
+"""How many may ask at once.
 
 The bound is on requests in flight, and there is no queue in front of it: a client who is told to come
 back after a second is better off than one who waits without knowing.
@@ -7,33 +7,10 @@ back after a second is better off than one who waits without knowing.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ziya.errors import Overloaded, Unauthenticated, Unavailable
-
-
-class Keys:
-    """The API keys that open this gateway; none set means that everybody may ask."""
-
-    def __init__(self, keys: tuple[str, ...], *, salted: bool = False) -> None:
-        self._keys = tuple(key.encode() for key in keys)
-        self._salted = salted
-
-    def check(self, authorization: str) -> str:
-        """The tenant's salt of an `Authorization` value ("" unless salted). Raises Unauthenticated."""
-        if not self._keys:
-            return ""
-        scheme, _, given = authorization.strip().partition(" ")
-        if scheme.lower() != "bearer" or not given:
-            raise Unauthenticated("an API key is needed: send the header `Authorization: Bearer KEY`")
-        # All keys are compared, each in constant time: the time taken tells nothing about any of them.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
-        if not any(matches):
-            raise Unauthenticated("this API key is not known here")
-        return hashlib.sha256(given.strip().encode()).hexdigest()[:32] if self._salted else ""
+from ziya.errors import Overloaded, Unavailable
 
 
 class Admission:

@@ -16,7 +16,8 @@ import uvloop
 from protos.chat_pb2_grpc import add_VisualChatServicer_to_server
 from services.gateway import chat_service, web_server
 from services.gateway.addresses import any_address, is_public
-from services.gateway.admission import Admission, Keys
+from services.gateway.admission import Admission
+from services.gateway.api_keys import KeyFile, Keys, split
 from services.gateway.breaker import Breaker
 from services.gateway.completions import Completions
 from services.gateway.encoders import Encoders
@@ -30,12 +31,15 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.paths import Paths
 from services.gateway.pipeline import Pipeline
 from services.gateway.settings import Settings
-from ziya import rpc, telemetry
+from services.gateway.together import cancel
+from ziya import rpc, rpc_server, telemetry
 from ziya.bus import Bus
 from ziya.content import ContentKeys
 from ziya.images import ImageLimits
 from ziya.program import run
+from ziya.redis_arrival import RedisArrival
 from ziya.settings import metrics_port
+from ziya.tls import TlsFolder
 
 SERVICE = "gateway"
 VISION = "ziya.visual.v1.VisionEncoder"
@@ -66,7 +70,7 @@ async def main(settings: Settings) -> None:
     async with running(settings) as gateway:
         ports = {"http": gateway.http_port, "grpc": gateway.grpc_port, "metrics": gateway.metrics_port}
         telemetry.announce_listening(SERVICE, **ports)
-        await rpc.stop_signal()
+        await rpc_server.stop_signal()
 
 
 @asynccontextmanager
@@ -76,19 +80,24 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         metrics = telemetry.Metrics(SERVICE)
         stages = await _stages(settings, metrics, stack)
         front = await _front(settings, stages, GatewayMetrics(metrics), stack)
-        api = HttpApi(front, _completions(settings, front), _readiness(settings, stages), metrics.registry)
-        server = rpc.GrpcServer(
+        arrival = RedisArrival.of(stages.bus, settings)
+        shown = metrics.registry if settings.gateway_http_metrics else None
+        api = HttpApi(front, _completions(settings, front), _readiness(settings, stages, arrival), shown)
+        server = rpc_server.GrpcServer(
             SERVICE,
             lambda target: add_VisualChatServicer_to_server(chat_service.ChatService(front), target),
             [chat_service.FULL_NAME],
-            options=rpc.ServerOptions.of(settings, port=settings.gateway_grpc_port, metrics_port=0),
+            options=rpc_server.ServerOptions.of(settings, port=settings.gateway_grpc_port, metrics_port=0),
             metrics=metrics,
+            ready=arrival.wait,
         )
         port = metrics_port(settings.gateway_grpc_port, settings.gateway_metrics_port)
         exporter, exporter_port = telemetry.serve_metrics(metrics.registry, settings.host, port)
         stack.callback(exporter.close)
-        grpc_port = await server.start()
+        grpc_port = await server.open()
         stack.push_async_callback(server.stop)
+        becoming = asyncio.create_task(server.become_ready())
+        stack.push_async_callback(cancel, [becoming])
         http_port = await stack.enter_async_context(
             web_server.serving(api.app, settings.host, settings.gateway_http_port)
         )
@@ -97,10 +106,10 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
 
 
 async def _stages(settings: Settings, metrics: telemetry.Metrics, stack: AsyncExitStack) -> _Stages:
-    size = settings.max_message_bytes
-    vision = rpc.connect(settings.gateway_vision, max_message_bytes=size)
-    qformer = rpc.connect(settings.gateway_qformer, max_message_bytes=size)
-    triton = rpc.connect(settings.gateway_triton, max_message_bytes=size, keepalive=False)
+    size, tls = settings.max_message_bytes, TlsFolder.of(settings, metrics)
+    vision = rpc.connect(settings.gateway_vision, max_message_bytes=size, tls=tls)
+    qformer = rpc.connect(settings.gateway_qformer, max_message_bytes=size, tls=tls)
+    triton = rpc.connect(settings.gateway_triton, max_message_bytes=size, keepalive=False, tls=tls)
     for channel in (vision, qformer, triton):
         stack.push_async_callback(channel.close, None)
     bus = Bus.of(settings, metrics)
@@ -132,7 +141,7 @@ async def _front(settings: Settings, stages: _Stages, numbers: GatewayMetrics, s
     opener = ImageOpener(fetcher, ImageLimits(max_bytes=settings.gateway_max_image_bytes))
     return Front(
         settings.gateway_model_name,
-        keys=Keys(settings.api_keys, salted=settings.gateway_salt_by_key),
+        keys=_keys(settings),
         admission=Admission(settings.gateway_max_in_flight),
         limits=TimeLimits(settings.request_timeout, settings.gateway_max_request_timeout),
         pipeline=Pipeline(content, opener, paths, numbers, patience=settings.gateway_retry_seconds),
@@ -140,17 +149,25 @@ async def _front(settings: Settings, stages: _Stages, numbers: GatewayMetrics, s
     )
 
 
+def _keys(settings: Settings) -> Keys:
+    if settings.gateway_api_keys_file is not None:
+        return Keys(KeyFile(settings.gateway_api_keys_file), salted=settings.gateway_salt_by_key)
+    fixed = split(settings.gateway_api_keys.get_secret_value())
+    return Keys(lambda: fixed, salted=settings.gateway_salt_by_key)
+
+
 def _completions(settings: Settings, front: Front) -> Completions:
     return Completions(front, max_body=settings.gateway_max_body_bytes, heartbeat=settings.gateway_heartbeat_seconds)
 
 
-def _readiness(settings: Settings, stages: _Stages) -> Readiness:
+def _readiness(settings: Settings, stages: _Stages, arrival: RedisArrival) -> Readiness:
     needed = {
         "llama": stages.llama.ready,
         "vision": grpc_serving(stages.vision, VISION),
         "qformer": grpc_serving(stages.qformer, QFORMER),
     }
-    return Readiness(needed, {"redis": stages.bus.ping}, seconds=settings.gateway_ready_seconds)
+    optional = {"redis": stages.bus.ping}
+    return Readiness(needed, optional, seconds=settings.gateway_ready_seconds, arrived=lambda: arrival.over)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from services.gateway.admission import Admission, Keys
+from services.gateway.admission import Admission
+from services.gateway.api_keys import Keys
 from services.gateway.dialogue import Ask
 from services.gateway.job import Summary
 from services.gateway.llama import Piece

@@ -1,7 +1,7 @@
 """Whether this gateway can answer: each stage behind it is asked, side by side.
 
 Without Triton, vision or the Q-Former there are no answers, so the gateway is not ready. Without Redis there
-are, by the inline path: degraded, and ready.
+are, by the inline path: degraded, and ready. Only a gateway that starts waits for it a while.
 """
 
 from __future__ import annotations
@@ -20,17 +20,27 @@ Check = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`stages` holds "ok" or a sentence for each stage; `ready` is false when a needed one is not ok."""
+    """`stages` holds "ok" or a sentence for each stage."""
 
     ready: bool
     stages: dict[str, str]
 
 
 class Readiness:
-    """Asks the stages. A check returns, or raises a ZiyaError that says what is wrong."""
+    """Asks the stages. A check returns, or raises a ZiyaError that says what is wrong.
 
-    def __init__(self, needed: Mapping[str, Check], optional: Mapping[str, Check], *, seconds: float) -> None:
-        self._needed = needed
+    The gateway is ready when all that are `needed` are ok and `arrived` is true, whatever the `optional` ones are.
+    """
+
+    def __init__(
+        self,
+        needed: Mapping[str, Check],
+        optional: Mapping[str, Check],
+        *,
+        seconds: float,
+        arrived: Callable[[], bool],
+    ) -> None:
+        self._needed, self._arrived = needed, arrived
         self._checks = {**needed, **optional}
         self._seconds = seconds
 
@@ -38,14 +48,7 @@ class Readiness:
         """The state of every stage, after at most `seconds`."""
         states = await asyncio.gather(*(self._state(check) for check in self._checks.values()))
         stages = dict(zip(self._checks, states, strict=True))
-        return Report(all(stages[name] == "ok" for name in self._needed), stages)
-
-    async def require(self) -> None:
-        """Raises Unavailable naming the needed stages that are not ok."""
-        report = await self.report()
-        if not report.ready:
-            bad = [f"{name}: {report.stages[name]}" for name in self._needed if report.stages[name] != "ok"]
-            raise Unavailable("; ".join(bad))
+        return Report(self._arrived() and all(stages[name] == "ok" for name in self._needed), stages)
 
     async def _state(self, check: Check) -> str:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Awaitable, Callable
 from html import escape
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -32,21 +33,21 @@ _PAGE = """<!doctype html>
 <li><code>POST /v1/chat/completions</code></li>
 <li><a href="/v1/models"><code>GET /v1/models</code></a></li>
 <li><a href="/healthz"><code>GET /healthz</code></a>, <a href="/readyz"><code>GET /readyz</code></a></li>
-<li><a href="/metrics"><code>GET /metrics</code></a></li>
-</ul>
+{metrics}</ul>
 </html>
 """
+_METRICS = '<li><a href="/metrics"><code>GET /metrics</code></a></li>\n'
 
 
 class HttpApi:
-    """Makes the ASGI application."""
+    """Makes the ASGI application. Without a `registry` there is no `/metrics`."""
 
     def __init__(
-        self, front: Front, completions: Completions, readiness: Readiness, registry: CollectorRegistry
+        self, front: Front, completions: Completions, readiness: Readiness, registry: CollectorRegistry | None
     ) -> None:
         self._front = front
         self._readiness = readiness
-        self._registry = registry
+        self._page_body = _PAGE.format(model=escape(front.model), metrics="" if registry is None else _METRICS)
         self._since = int(time.time())
         routes = [
             Route("/v1/chat/completions", completions, methods=["POST"]),
@@ -54,7 +55,7 @@ class HttpApi:
             Route("/v1/models/{name:path}", self._model),
             Route("/healthz", _live),
             Route("/readyz", self._ready),
-            Route("/metrics", self._metrics),
+            *([Route("/metrics", _metrics_of(registry))] if registry is not None else []),
             Route("/", self._page),
         ]
         handlers = {HTTPException: _http_error, ZiyaError: _error}
@@ -75,11 +76,8 @@ class HttpApi:
         stages = report.stages | ({"gateway": "draining"} if self._front.admission.draining else {})
         return JSONResponse({"ready": ready, "stages": stages}, 200 if ready else 503)
 
-    async def _metrics(self, request: Request) -> Response:
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
-
     async def _page(self, request: Request) -> Response:
-        return HTMLResponse(_PAGE.format(model=escape(self._front.model)))
+        return HTMLResponse(self._page_body)
 
     def _check_key(self, request: Request) -> None:
         self._front.keys.check(request.headers.get("authorization", ""))
@@ -108,6 +106,13 @@ class RequestIds:
             await send(message)
 
         await self._app(scope, receive, naming)
+
+
+def _metrics_of(registry: CollectorRegistry) -> Callable[[Request], Awaitable[Response]]:
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return metrics
 
 
 async def _live(request: Request) -> Response:

@@ -29,11 +29,15 @@ _RESTARTING = ("Stub process", "unknown model", "is not ready")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one response brings: text, and on the last one why it ended ("stop", "length") and the usage."""
+    """What one response brings: text, and on the last one why it ended ("stop", "length") and the usage.
+
+    `tokens` were written since the response before; 0 where the language model does not say.
+    """
 
     text: str
     finish_reason: str = ""
     usage: dict[str, Any] | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +137,12 @@ def _strings(values: Sequence[str]) -> bytes:
 
 
 def _piece(response: kserve.ModelInferResponse) -> Piece:
-    values = {
-        output.name: str(raw[4:], "utf-8")
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
-    usage = values.get("usage")
-    return Piece(values.get("text", ""), values.get("finish_reason", ""), json.loads(usage) if usage else None)
+    names = (output.name for output in response.outputs)
+    raw = dict(zip(names, response.raw_output_contents, strict=True))
+    text, reason, usage = (str(raw.get(name, b"")[4:], "utf-8") for name in ("text", "finish_reason", "usage"))
+    # A language model of an older release does not tell its tokens.
+    tokens = int.from_bytes(raw.get("tokens", b""), "little")
+    return Piece(text, reason, json.loads(usage) if usage else None, tokens)
 
 
 def _from_message(message: str) -> ZiyaError:

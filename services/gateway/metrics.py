@@ -6,6 +6,8 @@ from services.gateway.job import Summary
 from ziya.errors import ZiyaError
 from ziya.telemetry import Metrics
 
+INTER_TOKEN_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
+
 
 class GatewayMetrics:
     """Made once in app.py and handed down."""
@@ -17,6 +19,12 @@ class GatewayMetrics:
         )
         self.in_flight = metrics.gauge("in_flight", "Requests being answered")
         self.first_token = metrics.histogram("first_token_seconds", "From a request's arrival to its first text")
+        self.inter_token = metrics.histogram(
+            "inter_token_seconds",
+            "Seconds between two responses of the language model within an answer, divided over the later one's tokens "
+            "and observed once for each of them; the first response's are not in it",
+            buckets=INTER_TOKEN_SECONDS,
+        )
         self.duration = metrics.histogram("request_seconds", "From a request's arrival to its last text")
         self.stage = metrics.histogram("stage_seconds", "Seconds that requests spent in a stage", ("stage",))
         self.completion_tokens = metrics.counter("completion_tokens", "Tokens written by the language model")

@@ -23,6 +23,7 @@ from services.gateway.image_source import ImageOpener, Picture
 from services.gateway.job import Job, Summary
 from services.gateway.llama import LlamaStream, Piece
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.pace import Pace
 from services.gateway.paths import Paths
 from services.gateway.together import cancel
 from ziya.content import ContentKeys
@@ -55,10 +56,12 @@ class Pipeline:
             stream, piece = await self._before_first_text(job)
             job.mark("time_to_first_token")
             self._metrics.first_token.observe(job.stage_seconds["time_to_first_token"])
+            pace = Pace(self._metrics.inter_token)
             while not piece.finish_reason:
                 if piece.text:
                     yield piece
                 piece = await stream.read()
+                pace.came(piece.tokens)
             if piece.text:
                 yield Piece(piece.text)
             summary = job.summary(piece)

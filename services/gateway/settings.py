@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from services.gateway.fetch import Fetch
 from ziya.settings import ProcessSettings
@@ -18,12 +19,16 @@ class Settings(ProcessSettings):
     gateway_http_port: int = Field(8080, ge=0, le=65535)
     gateway_grpc_port: int = Field(9000, ge=0, le=65535)
     gateway_metrics_port: int | None = Field(None, ge=0, le=65535)
+    # Whether the public port shows /metrics, too. Where strangers reach it, they should not read them.
+    gateway_http_metrics: bool = True
     gateway_vision: str = "127.0.0.1:9001"
     gateway_qformer: str = "127.0.0.1:9002"
     gateway_triton: str = "127.0.0.1:8001"
     gateway_model_name: str = Field("ziya-visual", min_length=1)
     # Keys that open the API, separated by commas; empty means that everybody may ask.
     gateway_api_keys: SecretStr = SecretStr("")
+    # Or a file that holds them, and that may be exchanged while the gateway runs.
+    gateway_api_keys_file: Path | None = None
     # With API keys: no key's images can be found in the cache by another key.
     gateway_salt_by_key: bool = False
     gateway_max_in_flight: int = Field(128, ge=1)
@@ -45,6 +50,8 @@ class Settings(ProcessSettings):
     # How long a readiness check waits for a stage.
     gateway_ready_seconds: float = Field(2.0, gt=0)
 
-    @property
-    def api_keys(self) -> tuple[str, ...]:
-        return tuple(key.strip() for key in self.gateway_api_keys.get_secret_value().split(",") if key.strip())
+    @model_validator(mode="after")
+    def _one_source_of_keys(self) -> Self:
+        if self.gateway_api_keys_file is not None and self.gateway_api_keys.get_secret_value():
+            raise ValueError("set ZIYA_GATEWAY_API_KEYS or ZIYA_GATEWAY_API_KEYS_FILE, not both")
+        return self

@@ -34,7 +34,7 @@ LONG_TEXT = 20_000  # characters from which tokenising would hold up the loop
 class Reply(Protocol):
     """A request's way back; `fail`, and `send` with a finish reason, end it."""
 
-    def send(self, text: str, finish_reason: str, usage: str) -> None: ...
+    def send(self, text: str, tokens: int, finish_reason: str, usage: str) -> None: ...
 
     def fail(self, error: ZiyaError) -> None: ...
 
@@ -137,7 +137,7 @@ class Adapter:
 
     async def _send(self, stream: Stream, reply: Reply, waited: float) -> None:
         async for delta in stream:
-            reply.send(delta.text, delta.finish_reason, _usage(delta, waited))
+            reply.send(delta.text, len(delta.ids), delta.finish_reason, _usage(delta, waited))
 
 
 def _usage(delta: Delta, waited: float) -> str:

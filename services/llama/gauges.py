@@ -27,20 +27,26 @@ COUNTED = {
 
 
 class Gauges:
-    """`family` is Triton's MetricFamily class."""
+    """`family` is Triton's MetricFamily class; `certificate_ends` is in unix seconds, None without TLS."""
 
-    def __init__(self, family: Any) -> None:
+    def __init__(self, family: Any, certificate_ends: float | None = None) -> None:
         # the families own the metrics: they must live as long
         self._families: list[Any] = []
         self._now = {name: self._metric(family, family.GAUGE, name, text) for name, text in NOW.items()}
         self._counted = {
             name: self._metric(family, family.COUNTER, f"{name}_total", text) for name, text in COUNTED.items()
         }
+        self._kv_use = self._metric(
+            family, family.GAUGE, "kv_use", "Part of the KV cache that is reserved for running requests, from 0 to 1"
+        )
         self._visual = self._metric(family, family.GAUGE, "waiting_for_images", "Requests that wait for visual tokens")
         self._first_token = self._metric(
             family, family.HISTOGRAM, "first_token_seconds", "From submission to first token", buckets=SECONDS
         )
-        self._told: dict[str, float] = dict.fromkeys((*NOW, *COUNTED, "visual"), 0.0)
+        if certificate_ends is not None:
+            text = "When the certificate ends that Triton read at its start, in unix time"
+            self._metric(family, family.GAUGE, "certificate_expires_timestamp_seconds", text).set(certificate_ends)
+        self._told: dict[str, float] = dict.fromkeys((*NOW, *COUNTED, "kv_use", "visual"), 0.0)
 
     def _metric(self, family: Any, kind: Any, name: str, text: str, **options: Any) -> Any:
         made = family(name=f"ziya_llama_{name}", description=text, kind=kind)
@@ -57,6 +63,9 @@ class Gauges:
             before = self._told[name]
             if self._changed(name, getattr(stats, name) + outside.get(name, 0)):
                 metric.increment(self._told[name] - before)
+        # A running request reserves a slot, which is room for a whole context.
+        if self._changed("kv_use", stats.running / max(1, stats.slots)):
+            self._kv_use.set(self._told["kv_use"])
         if self._changed("visual", waiting_for_images):
             self._visual.set(waiting_for_images)
         for seconds in engine.first_token_seconds():

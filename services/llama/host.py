@@ -25,14 +25,17 @@ from ziya.bus import Announcements, Bus
 from ziya.checkpoint import read_config
 from ziya.errors import Unavailable
 from ziya.model.llama import load_llama
+from ziya.redis_arrival import RedisArrival
+from ziya.tls import Identity
 
 log = logging.getLogger(__name__)
 
 
 class Host:
-    """Ready when the constructor returns: the weights are loaded and the model has run once.
+    """Ready when the constructor returns: the weights are loaded, the model has run once, and Redis has answered.
 
-    `family` is Triton's MetricFamily class. Raises CheckpointError for a checkpoint that cannot be used.
+    Redis is waited for no longer than the settings say, and the weights load meanwhile. Triton opens its ports then.
+    `family` is Triton's MetricFamily class. Raises CheckpointError or TlsError for what cannot be used.
     """
 
     def __init__(self, settings: Settings, family: Any) -> None:
@@ -40,7 +43,9 @@ class Host:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llama-loop", daemon=True)
         self._thread.start()
-        self._adapter = asyncio.run_coroutine_threadsafe(self._start(Gauges(family)), self._loop).result()
+        # Triton shows the certificate that is there now for as long as it lives.
+        ends = Identity.read(settings.tls_dir).expires if settings.tls_dir is not None else None
+        self._adapter = asyncio.run_coroutine_threadsafe(self._start(Gauges(family, ends)), self._loop).result()
 
     def take(self, inputs: Inputs, reply: Reply) -> None:
         try:
@@ -58,11 +63,14 @@ class Host:
     async def _start(self, gauges: Gauges) -> Adapter:
         settings = self._settings
         config = read_config(settings.checkpoint)
+        self._bus = Bus.of(settings)
+        arriving = asyncio.create_task(RedisArrival.of(self._bus, settings).wait())
         weights = await asyncio.to_thread(load_llama, settings.checkpoint, dtype=settings.dtype, device=settings.device)
         tokenizer = Tokenizer.from_file(str(weights.tokenizer))
         engine = NativeEngine(weights, settings.engine_options)
         await _warm_up(engine)
-        self._bus = Bus.of(settings)
+        log.info("the language model is loaded")
+        await arriving
         self._announcements = Announcements(self._bus)
         await self._announcements.start()
         adapter = Adapter(engine, VisualTokens(self._announcements, config), tokenizer, config, settings)

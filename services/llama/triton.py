@@ -9,16 +9,20 @@ any Python, finds its virtual environment by the first `python3` on PATH.
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+
+from ziya.tls import AUTHORITY, CERTIFICATE, KEY
 
 MODEL_REPOSITORY = Path(__file__).parent / "model_repository"
 SHARED_MEMORY = Path("/dev/shm")
 SHM_BYTES = 16 << 20
+RESTRICTED = "metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
 
 
 class TritonMissing(RuntimeError):
@@ -27,7 +31,12 @@ class TritonMissing(RuntimeError):
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """Where to listen (loopback unless told), and `state`: a folder of this server's own for the backend links."""
+    """Where to listen (loopback unless told), and `state`: a folder of this server's own for the backend links.
+
+    With `tls_dir` (see ziya/tls.py) gRPC is encrypted, and for callers with a certificate alone. Triton reads the files
+    at its start, and never again. Its HTTP knows no certificates: there it tells nobody but those who have the
+    `http_secret` (in the header x-ziya-pod) more than whether it is well.
+    """
 
     state: Path
     http_port: int = 8000
@@ -36,6 +45,8 @@ class TritonOptions:
     host: str = "127.0.0.1"
     exit_seconds: int = 30
     repository: Path = MODEL_REPOSITORY
+    tls_dir: Path | None = None
+    http_secret: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @property
     def backends(self) -> Path:
@@ -64,6 +75,7 @@ def command(options: TritonOptions, environ: Mapping[str, str]) -> tuple[list[st
         "model-control-mode": "none",
         "exit-timeout-secs": options.exit_seconds,
         "log-info": "false",
+        **(_tls_flags(options.tls_dir, options.http_secret) if options.tls_dir is not None else {}),
     }
     # completing the config would start, and throw away, a whole second Python
     argv = [str(wheel / "tritonserver" / "bin" / "tritonserver"), "--disable-auto-complete-config"]
@@ -73,6 +85,16 @@ def command(options: TritonOptions, environ: Mapping[str, str]) -> tuple[list[st
         **environ,
         "LD_LIBRARY_PATH": _joined([*libraries, environ.get("LD_LIBRARY_PATH", "")]),
         "PATH": _joined([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)]),
+    }
+
+
+def _tls_flags(folder: Path, secret: str) -> dict[str, object]:
+    return {
+        "grpc-use-ssl-mutual": "true",
+        "grpc-server-cert": folder / CERTIFICATE,
+        "grpc-server-key": folder / KEY,
+        "grpc-root-cert": folder / AUTHORITY,
+        "http-restricted-api": f"{RESTRICTED}:x-ziya-pod={secret}",
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import redis
 
+from services.operator.broker import redis_client
 from services.operator.settings import OperatorSettings
 
 # Beats come every 30 seconds, but a task may keep all processes of a worker busy for as long as it may run.
@@ -19,19 +20,19 @@ STUCK_SECONDS = 420.0
 ANSWER_SECONDS = 3.0
 
 
-def is_alive(heartbeat: Path, broker_url: str, stuck_seconds: float = STUCK_SECONDS) -> bool:
+def is_alive(settings: OperatorSettings, stuck_seconds: float = STUCK_SECONDS) -> bool:
     """Before the first heartbeat, too, while there is no broker."""
     try:
-        if time.time() - heartbeat.stat().st_mtime < stuck_seconds:
+        if time.time() - Path(settings.operator_heartbeat_file).stat().st_mtime < stuck_seconds:
             return True
     except FileNotFoundError:
         pass
-    return not _answers(broker_url)
+    return not _answers(settings)
 
 
-def _answers(url: str) -> bool:
+def _answers(settings: OperatorSettings) -> bool:
     try:
-        with redis.Redis.from_url(url, socket_timeout=ANSWER_SECONDS, socket_connect_timeout=ANSWER_SECONDS) as client:
+        with redis_client(settings, seconds=ANSWER_SECONDS) as client:
             client.ping()
     except (redis.RedisError, OSError):
         return False
@@ -39,5 +40,4 @@ def _answers(url: str) -> bool:
 
 
 if __name__ == "__main__":
-    settings = OperatorSettings.load()
-    sys.exit(0 if is_alive(Path(settings.operator_heartbeat_file), settings.operator_broker_url) else 1)
+    sys.exit(0 if is_alive(OperatorSettings.load()) else 1)

@@ -12,10 +12,10 @@ import signal
 from datetime import timedelta
 
 import kopf
-import redis
 from aiohttp import web
 
 from services.operator.api import Api, connect
+from services.operator.broker import celery_tls, celery_url, redis_client
 from services.operator.cluster import Cluster
 from services.operator.hints import Hints
 from services.operator.metrics import OperatorMetrics
@@ -24,6 +24,7 @@ from services.operator.queue import make_queue
 from services.operator.resting import Marks
 from services.operator.resync import Resync
 from services.operator.settings import OperatorSettings
+from services.operator.waiting import Waiting
 from services.operator.watch import Watcher, kopf_settings
 from ziya.program import run
 from ziya.settings import metrics_port
@@ -34,8 +35,9 @@ log = logging.getLogger(__name__)
 
 async def main(settings: OperatorSettings) -> None:
     """Until SIGTERM or SIGINT."""
-    metrics, queue = OperatorMetrics(), make_queue(settings.operator_broker_url)
-    hints = Hints(queue, metrics)
+    metrics, queue = OperatorMetrics(), make_queue(celery_url(settings), celery_tls(settings))
+    link = redis_client(settings, seconds=3)
+    hints, waiting = Hints(queue, metrics), Waiting(link, metrics.queue_waiting)
     watcher = Watcher(hints, metrics, settings.operator_kubeconfig)
     # A client each: one thread waits for a whole list while another reviews a token.
     resync = Resync(
@@ -43,7 +45,7 @@ async def main(settings: OperatorSettings) -> None:
         hints,
         watcher,
         metrics,
-        Marks(redis.Redis.from_url(settings.operator_broker_url, socket_timeout=3)),
+        Marks(link),
         silent_seconds=settings.operator_broker_silent_seconds,
         finalize_after=timedelta(seconds=settings.operator_finalize_seconds),
     )
@@ -70,6 +72,7 @@ async def main(settings: OperatorSettings) -> None:
                 group.create_task(hints.run()),
                 group.create_task(resync.run(namespace, settings.operator_resync_seconds)),
                 group.create_task(progress.run()),
+                group.create_task(waiting.run()),
                 group.create_task(_watch(watcher, namespace, stop)),
             ]
             await stop.wait()

@@ -16,6 +16,7 @@ from celery import Celery, bootsteps
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
+from services.operator.broker import celery_tls, celery_url
 from services.operator.queue import CONTROL, DATA, HEARTBEAT, make_queue
 from services.operator.settings import OperatorSettings
 from services.operator.tasks import register
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def worker_app(settings: OperatorSettings, queues: list[str]) -> Celery:
     """With its tasks, and a queue of its own for the heartbeat."""
-    app = make_queue(settings.operator_broker_url)
+    app = make_queue(celery_url(settings), celery_tls(settings))
     register(app, settings)
     own = f"{HEARTBEAT}.{os.uname().nodename}.{os.getpid()}"
     app.conf.task_queues = [*(Queue(name) for name in queues), Queue(own, auto_delete=True, expires=10 * BEAT_SECONDS)]

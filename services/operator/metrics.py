@@ -16,4 +16,5 @@ class OperatorMetrics:
         self.broker_failures = made.counter("broker_failures_total", "Messages that the broker did not take.")
         self.resyncs = made.counter("resyncs_total", "Full looks at all jobs, by outcome.", ["outcome"])
         self.jobs = made.gauge("jobs", "TrainingJobs by phase, as of the last resync.", ["phase"])
+        self.queue_waiting = made.gauge("queue_waiting", "Messages that no worker has taken yet, by queue.", ["queue"])
         self.progress = made.counter("progress_posts_total", "Posts of trainers, by answer.", ["answer"])

@@ -6,6 +6,7 @@ finds nothing to do. So no result is kept, no task waits for another, and none i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from celery import Celery
@@ -73,9 +74,12 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_queue(broker_url: str) -> Celery:
-    """An application without tasks: enough to publish. A Unix socket's URL is written as redis-py does, unix://."""
+def make_queue(broker_url: str, tls: Mapping[str, Any] | None = None) -> Celery:
+    """An application without tasks: enough to publish. A Unix socket's URL is written as redis-py does, unix://.
+
+    `tls` is what kombu hands on to redis-py for a rediss:// URL.
+    """
     broker = broker_url.replace("unix://", "redis+socket://", 1) if broker_url.startswith("unix://") else broker_url
     app = Celery("ziya-operator", broker=broker, set_as_current=False)
-    app.conf.update(SETTINGS)
+    app.conf.update(SETTINGS, broker_use_ssl=tls)
     return app

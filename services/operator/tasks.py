@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from services.operator.actions import BuildShard
 from services.operator.api import Api, ApiError, connect
 from services.operator.apply import Hands
+from services.operator.broker import redis_client
 from services.operator.cluster import Cluster, Conflict
 from services.operator.flush import flush
 from services.operator.gather import gather
@@ -59,7 +60,7 @@ class Workshop:
     @cached_property
     def locks(self) -> redis.Redis:
         """Marks that only save work: without them more is looked at, never less done."""
-        return redis.Redis.from_url(self.settings.operator_broker_url, socket_timeout=3)
+        return redis_client(self.settings, seconds=3)
 
     @cached_property
     def marks(self) -> Marks:

@@ -1,11 +1,13 @@
 """The Q-Former service: `python -m services.qformer.app`. Settings, wiring, serve.
 
 RPCs and the bus share one model and one batcher. The worker begins when the weights are loaded, and
-waits for Redis as long as it takes; RPCs that carry their tensors need none.
+waits for Redis as long as it takes; RPCs that carry their tensors need none, and are served from then on. The
+service's health says SERVING when the model has run once and Redis has answered once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,9 +22,11 @@ from services.qformer.worker import Worker
 from ziya.bus import Bus
 from ziya.content import ContentKeys
 from ziya.program import run
-from ziya.rpc import ServerOptions, serve
+from ziya.redis_arrival import RedisArrival
+from ziya.rpc_server import ServerOptions, serve
 from ziya.settings import ProcessSettings, metrics_port
 from ziya.telemetry import Metrics
+from ziya.tls import TlsFolder
 
 if TYPE_CHECKING:
     from services.qformer.resampler import Resampler
@@ -58,6 +62,7 @@ class QFormerService:
         self.metrics = Metrics(settings.program)
         keys = ContentKeys.load(settings.checkpoint)
         self._bus = Bus.of(settings, self.metrics)
+        self._redis = RedisArrival.of(self._bus, settings)
         limits = Limits(settings.qformer_max_batch, settings.qformer_max_wait, settings.qformer_max_queue)
         self._source = TokenSource(self._load, keys=keys, limits=limits, metrics=self.metrics)
         self._worker = Worker(
@@ -77,7 +82,10 @@ class QFormerService:
         add_QFormerServicer_to_server(self._servicer, server)
 
     async def ready(self) -> None:
-        """Returns when the model has run once; the worker reads the bus from then on."""
+        """Returns when the model has run once, and Redis has answered or was waited for long enough."""
+        await asyncio.gather(self._start(), self._redis.wait())
+
+    async def _start(self) -> None:
         await self._source.start()
         self._worker.start()
         log.info("the Q-Former is loaded")
@@ -103,7 +111,12 @@ async def main(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT."""
     service = QFormerService(settings)
     port = settings.qformer_port
-    options = ServerOptions.of(settings, port=port, metrics_port=metrics_port(port, settings.qformer_metrics_port))
+    options = ServerOptions.of(
+        settings,
+        port=port,
+        metrics_port=metrics_port(port, settings.qformer_metrics_port),
+        tls=TlsFolder.of(settings, service.metrics),
+    )
     try:
         await serve(
             settings.program,

@@ -1,11 +1,13 @@
 """The vision service: `python -m services.vision.app`. Settings, wiring, serve.
 
-The port opens at once and the weights load behind it, in a thread; health says SERVING when the model
-has run once. Redis may be away, at the start and later: inline requests need none.
+The port opens at once and the weights load behind it, in a thread; the service's health says SERVING when the
+model has run once and Redis has answered once. Redis may be away, at the start and later: inline requests need none,
+and calls are served as soon as the model is there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,9 +22,11 @@ from ziya.bus import Bus
 from ziya.content import ContentKeys
 from ziya.images import ImageLimits
 from ziya.program import run
-from ziya.rpc import ServerOptions, serve
+from ziya.redis_arrival import RedisArrival
+from ziya.rpc_server import ServerOptions, serve
 from ziya.settings import ProcessSettings, metrics_port
 from ziya.telemetry import Metrics
+from ziya.tls import TlsFolder
 
 if TYPE_CHECKING:
     from services.vision.encoder import Encoder
@@ -61,6 +65,7 @@ class VisionService:
         self.metrics = Metrics(settings.program)
         keys = ContentKeys.load(settings.checkpoint)
         self._bus = Bus.of(settings, self.metrics)
+        self._redis = RedisArrival.of(self._bus, settings)
         limits = Limits(
             settings.vision_max_batch,
             settings.vision_max_wait,
@@ -79,7 +84,10 @@ class VisionService:
         add_VisionEncoderServicer_to_server(self._servicer, server)
 
     async def ready(self) -> None:
-        """Returns when the model has run once."""
+        """Returns when the model has run once, and Redis has answered or was waited for long enough."""
+        await asyncio.gather(self._start(), self._redis.wait())
+
+    async def _start(self) -> None:
         await self._source.start()
         log.info("the vision encoder is loaded")
 
@@ -105,7 +113,12 @@ async def main(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT."""
     service = VisionService(settings)
     port = settings.vision_port
-    options = ServerOptions.of(settings, port=port, metrics_port=metrics_port(port, settings.vision_metrics_port))
+    options = ServerOptions.of(
+        settings,
+        port=port,
+        metrics_port=metrics_port(port, settings.vision_metrics_port),
+        tls=TlsFolder.of(settings, service.metrics),
+    )
     try:
         await serve(
             settings.program,

@@ -5,7 +5,7 @@
 {{ include "ziya.env.quiet" . }}
 - {name: ZIYA_HOST, value: 0.0.0.0}
 - {name: ZIYA_LOG_LEVEL, value: {{ .Values.logLevel }}}
-{{ include "ziya.env.redis" (list . "ZIYA_OPERATOR_BROKER_URL") }}
+{{ include "ziya.env.redis" (list . "ZIYA_OPERATOR_BROKER_URL" "operator") }}
 - {name: ZIYA_OPERATOR_NAMESPACE, value: {{ .Values.operator.namespace | quote }}}
 - {name: ZIYA_OPERATOR_TRAINER_IMAGE, value: {{ include "ziya.image" (list . .Values.operator.trainer.repository) }}}
 - {name: ZIYA_OPERATOR_TRAINER_ACCOUNT, value: {{ include "ziya.name" (list . "trainer") }}}

@@ -58,31 +58,21 @@ securityContext: {{ include "ziya.containerSecurity" . }}
 - {name: HF_HUB_OFFLINE, value: "1"}
 {{- end }}
 
-{{/* What the four stages share; each program's own names stand in its file. Takes the root. */}}
+{{/* What the four stages share; each program's own names stand in its file. (list $ component) */}}
 {{- define "ziya.env" -}}
-{{ include "ziya.env.quiet" . }}
+{{- $root := index . 0 -}}
+{{ include "ziya.env.quiet" $root }}
 - {name: ZIYA_HOST, value: 0.0.0.0}
-- {name: ZIYA_LOG_LEVEL, value: {{ .Values.logLevel }}}
-- {name: ZIYA_CHECKPOINT, value: {{ include "ziya.model.folder" . }}}
-{{ include "ziya.env.redis" (list . "ZIYA_REDIS_URL") }}
-- {name: ZIYA_REQUEST_TIMEOUT, value: {{ .Values.requestTimeout | quote }}}
-- {name: ZIYA_DRAIN_SECONDS, value: {{ .Values.drainSeconds | quote }}}
-- {name: ZIYA_FEATURES_TTL, value: {{ .Values.cacheSeconds | quote }}}
-- {name: ZIYA_TOKENS_TTL, value: {{ .Values.cacheSeconds | quote }}}
-- {name: ZIYA_MAX_MESSAGE_BYTES, value: {{ .Values.maxMessageBytes | int | quote }}}
-{{- end }}
-
-{{/* Where Redis is. (list $ variable) */}}
-{{- define "ziya.env.redis" -}}
-{{- $redis := (index . 0).Values.redis -}}
-{{- if $redis.enabled -}}
-- {name: {{ index . 1 }}, value: "redis://{{ include "ziya.name" (list (index . 0) "redis") }}:6379/0"}
-{{- else if $redis.urlSecret.name -}}
-- name: {{ index . 1 }}
-  valueFrom: {secretKeyRef: {name: {{ $redis.urlSecret.name }}, key: {{ $redis.urlSecret.key }}}}
-{{- else -}}
-- {name: {{ index . 1 }}, value: {{ $redis.url | quote }}}
-{{- end }}
+- {name: ZIYA_LOG_LEVEL, value: {{ $root.Values.logLevel }}}
+- {name: ZIYA_CHECKPOINT, value: {{ include "ziya.model.folder" $root }}}
+{{ include "ziya.env.redis" (list $root "ZIYA_REDIS_URL" (index . 1)) }}
+{{- include "ziya.env.tls" $root }}
+- {name: ZIYA_REDIS_START_SECONDS, value: {{ $root.Values.redis.startSeconds | quote }}}
+- {name: ZIYA_REQUEST_TIMEOUT, value: {{ $root.Values.requestTimeout | quote }}}
+- {name: ZIYA_DRAIN_SECONDS, value: {{ $root.Values.drainSeconds | quote }}}
+- {name: ZIYA_FEATURES_TTL, value: {{ $root.Values.cacheSeconds | quote }}}
+- {name: ZIYA_TOKENS_TTL, value: {{ $root.Values.cacheSeconds | quote }}}
+- {name: ZIYA_MAX_MESSAGE_BYTES, value: {{ $root.Values.maxMessageBytes | int | quote }}}
 {{- end }}
 
 {{/* On TERM the pod has left its Services already or is about to: first everybody hears of it. Takes the root. */}}

@@ -9,14 +9,16 @@ is of use only after its weights are loaded, and what it takes to load them shou
 {{ if ne .Values.autoscaling.kind "none" }}true{{ end }}
 {{- end }}
 
-{{/* The labels that ServiceMonitors give to a stage's samples. (list $ component) */}}
+{{/* The labels that ServiceMonitors give to a stage's samples, and others. (list $ component [labels]) */}}
 {{- define "ziya.samples" -}}
-{namespace="{{ (index . 0).Release.Namespace }}",service="{{ include "ziya.name" . }}"}
+{namespace="{{ (index . 0).Release.Namespace }}",service="{{ include "ziya.name" . }}"
+{{- if gt (len .) 2 }}{{ range $label, $value := index . 2 }},{{ $label }}="{{ $value }}"{{ end }}{{ end }}}
 {{- end }}
 
 {{/*
-(dict "root" $ "component" … "range" {min, max} "metrics" (list (dict "name" … "target" …)) "target" Deployment "wake" query)
-With `wake`, a stage at zero comes back when that query is above zero.
+(dict "root" $ "component" … "range" {min, max} "metrics" (list metric …) "target" Deployment "samples" component "wake" query)
+A metric is (dict "name" … "target" …); with "fold" all pods export the same number, whose largest counts, and "labels"
+choose among its samples. With `wake`, a stage at zero comes back when that query is above zero.
 */}}
 {{- define "ziya.scaler" -}}
 {{- $root := .root -}}
@@ -35,7 +37,7 @@ spec:
   {{- if .fold }}
     - type: External # all pods export the same number: the adapter takes the largest of them
       external:
-        metric: {name: {{ .name }}, selector: {matchLabels: {service: {{ include "ziya.name" (list $root $at) }}}}}
+        metric: {name: {{ .name }}, selector: {matchLabels: {{ merge (dict "service" (include "ziya.name" (list $root $at))) (.labels | default dict) | toJson }}}}
         target: {type: AverageValue, averageValue: {{ include "ziya.quantity" .target }}}
   {{- else }}
     - type: Pods
@@ -64,7 +66,7 @@ spec:
     - type: prometheus
       metadata:
         serverAddress: {{ $scaling.prometheus }}
-        query: {{ printf "%s(%s%s)" (.fold | default "sum") .name (include "ziya.samples" (list $root $at)) | quote }}
+        query: {{ printf "%s(%s%s)" (.fold | default "sum") .name (include "ziya.samples" (list $root $at (.labels | default dict))) | quote }}
         threshold: {{ .target | quote }}
   {{- end }}
   {{- with .wake }}
