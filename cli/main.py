@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Train a model by the stages of a TrainingJob file.",
     "data": "Pack pictures and texts into a dataset for training.",
     "convert": "Turn Hugging Face or Ziya weights into a checkpoint, and back.",
+    "plan": "Say how many replicas of each stage a load needs, and what gives way first.",
     "demo": "Start a stack, ask about pictures it has not seen, show the answers, stop.",
 }
 app = typer.Typer(

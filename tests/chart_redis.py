@@ -7,13 +7,15 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
+
 from tests.certificates import Authority
 from tests.debian_redis import CLIENT, SERVER
 from tests.helm import CHART, named, rendered
 from ziya.redis_login import RedisLogin
 
 USERS = ("gateway", "vision", "qformer", "llama", "operator")
-START_SECONDS = 20
+START_SECONDS = STOP_SECONDS = 20
 
 
 class ChartRedis:
@@ -59,10 +61,18 @@ class ChartRedis:
             time.sleep(0.02)
 
     def stop(self) -> int:
-        """Its exit status."""
+        """Its exit status. Returns when the script's second half has noticed, too."""
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(20)
+        status = self._process.wait(20)
+        self._process = None
+        script, folder = str(CHART / "files" / "redis.sh"), str(self.folder)
+        end = time.monotonic() + STOP_SECONDS
+        while left := [one.pid for one in psutil.process_iter(["cmdline"]) if _runs(one, script, folder)]:
+            if time.monotonic() > end:
+                raise RuntimeError(f"processes {left} go on without Redis")
+            time.sleep(0.05)
+        return status
 
     @property
     def log(self) -> str:
@@ -90,3 +100,8 @@ class ChartRedis:
         login = self.login(user)
         tls = {"ZIYA_REDIS_TLS_DIR": str(login.tls_dir)} if login.tls_dir else {}
         return {variable: self.url(user), "ZIYA_REDIS_PASSWORD_FILE": str(login.password_file), **tls}
+
+
+def _runs(process: psutil.Process, script: str, folder: str) -> bool:
+    words = process.info["cmdline"] or []
+    return script in words and any(word.startswith(folder) for word in words)

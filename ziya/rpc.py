@@ -19,6 +19,7 @@ from ziya.telemetry import request_id
 from ziya.tls import TlsFolder
 
 KEEPALIVE_MS = 30_000
+DNS_MS = 5_000
 _RETRY = {
     "maxAttempts": 3,
     "initialBackoff": "0.05s",
@@ -35,15 +36,22 @@ SERVICE_CONFIG = {
 
 
 def connect(
-    target: str, *, max_message_bytes: int = 32 << 20, keepalive: bool = True, tls: TlsFolder | None = None
+    target: str,
+    *,
+    max_message_bytes: int = 32 << 20,
+    keepalive: bool = True,
+    tls: TlsFolder | None = None,
+    watch: str = "",
 ) -> grpc.aio.Channel:
     """A channel to `host:port` (all its addresses in turn), or to a target that names its own scheme.
 
     `keepalive` is for our own servers: others (Triton) take its pings for abuse and close the connection. With `tls`
-    both sides show a certificate, and the server's must be for the name in the target.
+    both sides show a certificate, and the server's must be for the name in the target. With `watch`, the name of a
+    service, calls go only to addresses whose health says that it serves: one that drains is left at once, not when its
+    connection ends.
     """
     where = target if "://" in target or target.startswith("unix:") else f"dns:///{target}"
-    options = _channel_options(max_message_bytes, keepalive)
+    options = _channel_options(max_message_bytes, keepalive, watch)
     return grpc.aio.insecure_channel(where, options=options) if tls is None else tls.channel(where, options)
 
 
@@ -102,17 +110,20 @@ def _metadata() -> tuple[tuple[str, str], ...]:
     return ((REQUEST_ID, own),) if own else ()
 
 
-def _channel_options(max_message_bytes: int, keepalive: bool) -> list[tuple[str, str | int]]:
+def _channel_options(max_message_bytes: int, keepalive: bool, watch: str) -> list[tuple[str, str | int]]:
     pings = [("grpc.keepalive_time_ms", KEEPALIVE_MS), ("grpc.keepalive_permit_without_calls", 1)]
+    health = {"healthCheckConfig": {"serviceName": watch}} if watch else {}
     return [
         *(pings if keepalive else ()),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+        ("grpc.service_config", json.dumps({**SERVICE_CONFIG, **health})),
         # A service that comes back is found within this time.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
+        # When a connection has ended the name is asked for again, but not more often; by itself gRPC waits 30 seconds.
+        ("grpc.dns_min_time_between_resolutions_ms", DNS_MS),
         # Stages talk to one another, never through a web proxy of the environment.
         ("grpc.enable_http_proxy", 0),
     ]

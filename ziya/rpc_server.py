@@ -47,7 +47,7 @@ class ServerOptions:
     max_concurrent: int = 256
     drain_seconds: float = 10.0
     # A connection takes no new calls from this age on, so that clients find replicas that came later.
-    max_connection_age: float = 60.0
+    max_connection_age: float = 30.0
     # Encrypted, and for callers with a certificate alone.
     tls: TlsFolder | None = None
 

@@ -107,8 +107,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
 
 async def _stages(settings: Settings, metrics: telemetry.Metrics, stack: AsyncExitStack) -> _Stages:
     size, tls = settings.max_message_bytes, TlsFolder.of(settings, metrics)
-    vision = rpc.connect(settings.gateway_vision, max_message_bytes=size, tls=tls)
-    qformer = rpc.connect(settings.gateway_qformer, max_message_bytes=size, tls=tls)
+    vision = rpc.connect(settings.gateway_vision, max_message_bytes=size, tls=tls, watch=VISION)
+    qformer = rpc.connect(settings.gateway_qformer, max_message_bytes=size, tls=tls, watch=QFORMER)
     triton = rpc.connect(settings.gateway_triton, max_message_bytes=size, keepalive=False, tls=tls)
     for channel in (vision, qformer, triton):
         stack.push_async_callback(channel.close, None)

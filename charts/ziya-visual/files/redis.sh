@@ -68,8 +68,9 @@ new_certificate() {
   echo "the certificate was read again"
 }
 
+# As long as Redis lives, which has this script's process.
 keep() {
-  while sleep "$pause"; do
+  while sleep "$pause" && kill -0 $$ 2>/dev/null; do
     if [ -d "$passwords" ]; then new_passwords && end_old_passwords || echo "passwords stay as they are" >&2; fi
     if [ -d "$tls" ]; then new_certificate || echo "the certificate stays as it is" >&2; fi
   done

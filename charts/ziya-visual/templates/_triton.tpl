@@ -14,7 +14,7 @@ args:
   - --grpc-port=8001
   - --metrics-port=8002
   # A connection ends now and then, so that gateways find pods that came later; answers on it have their time.
-  - --grpc-max-connection-age=60000
+  - --grpc-max-connection-age=30000
   - --grpc-max-connection-age-grace={{ mul .root.Values.requestTimeout 1000 }}
   - --exit-timeout-secs={{ add .root.Values.drainSeconds 5 }}
   {{- if .root.Values.tls.enabled }}
