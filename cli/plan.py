@@ -96,7 +96,7 @@ def _tell(found: Plan, chart: Mapping[str, int], goal: Goal) -> None:
     if found.gives_way == math.inf:
         say(f"bottleneck: {found.bottleneck}, the busiest; four times the rate is answered in time, too")
     else:
-        missed = f"at {found.gives_way:g} requests a second {_ms(goal.p99)} are missed"
+        missed = f"at {found.gives_way:g} requests a second the first token comes later than {_ms(goal.p99)}"
         say(f"bottleneck: {found.bottleneck}; {missed}, and one more of it helps most")
     say("chart: " + " ".join(f"--set {name}={count}" for name, count in chart.items()))
 

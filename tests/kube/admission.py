@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tests.kube import cel, crd_rules, job_rules, pod_rules, small_rules
-from tests.kube.checking import check
+from tests.kube import cel, crd_rules, job_rules, pod_rules, small_rules, workload_rules
+from tests.kube.checking import check, shown
 from tests.kube.errors import ApiError, Cause, bad_request, invalid
 from tests.kube.kinds import Kind
 from tests.kube.objects import Object
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 _RULES = {
     ("batch", "jobs"): job_rules,
     ("", "pods"): pod_rules,
+    ("apps", "deployments"): workload_rules,
+    ("apps", "statefulsets"): workload_rules,
     ("apiextensions.k8s.io", "customresourcedefinitions"): crd_rules,
 }
 _LEFT_OUT_WHEN_EMPTY = ("labels", "annotations", "finalizers", "ownerReferences")
 _LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 _SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
 _PATH = re.compile(r"^[^/%]+$")
+_QUALIFIED = re.compile(r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
 _VALUE = re.compile(r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")
 _MUST = "must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric"
 _INCOMPLETE = (
@@ -120,6 +123,11 @@ def _check_metadata(kind: Kind, obj: Object) -> Iterator[Cause]:
     if not pattern.match(name) or len(name) > (63 if short else 253):
         what = "a lowercase RFC 1123 label" if short else "a lowercase RFC 1123 subdomain"
         yield Cause("metadata.name", f'Invalid value: "{name}": {what} {_MUST} character')
+    for field in ("labels", "annotations"):
+        for key in meta.get(field) or {}:
+            if not _QUALIFIED.match(key):
+                why = "name part must consist of alphanumeric characters, '-', '_' or '.'"
+                yield Cause(f"metadata.{field}", f"Invalid value: {shown(key)}: {why}")
     for key, value in (meta.get("labels") or {}).items():
         if len(value) > 63:
             yield Cause("metadata.labels", f'Invalid value: "{value}": must be no more than 63 bytes')

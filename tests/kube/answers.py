@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tests.kube import rbac, tokens
+from tests.kube import rbac, scale, tokens
 from tests.kube.binding import bind
 from tests.kube.errors import bad_request, method_not_allowed
 from tests.kube.eviction import evict
@@ -54,7 +54,7 @@ class Answers:
         self._api, self._access, self._tokens = api, access, people
         self.lists = Lists(api.store)
         self._verbs: dict[str, Callable[[Ask, Options], tuple[int, Object]]] = {
-            "get": lambda ask, _: (200, self._versioned(ask.target.kind, api.read(ask.target.kind, ask.target.key))),
+            "get": lambda ask, _: (200, self._get(ask.target)),
             "list": lambda ask, _: (200, self._list(ask.target, ask.query)),
             "create": lambda ask, options: (201, self._create(ask, options)),
             "update": lambda ask, options: (200, self._update(ask, options)),
@@ -71,7 +71,13 @@ class Answers:
         code, document = self._verbs[ask.target.verb](ask, options)
         return code, document, options.warnings
 
+    def _get(self, target: Target) -> Object:
+        found = self._api.read(target.kind, target.key)
+        return scale.read(found) if target.sub == "scale" else self._versioned(target.kind, found)
+
     def _update(self, ask: Ask, options: Options) -> Object:
+        if ask.target.sub == "scale":
+            return scale.write(self._api, (ask.target.kind, ask.target.key), ask.body, ask.media, options)
         kind, body = ask.target.kind, _checked(ask.target.kind, ask.body)
         return self._versioned(kind, self._api.update(kind, ask.target.key, body, options, ask.target.sub))
 
@@ -129,6 +135,8 @@ class Answers:
 
     def _patch(self, ask: Ask, options: Options) -> tuple[int, Object]:
         target, kind = ask.target, ask.target.kind
+        if target.sub == "scale":
+            return 200, scale.write(self._api, (kind, target.key), ask.body, ask.media, options)
         is_new = self._api.store.get(kind.id, target.key) is None
         if is_new and ask.media.startswith("application/apply-patch"):
             use = Use("create", kind.group, target.resource, target.namespace)

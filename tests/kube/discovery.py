@@ -21,6 +21,7 @@ _SUBRESOURCES = {
     "finalize": (("update",), None),
     "log": (("get",), None),
     "binding": (("create",), ("", "v1", "Binding")),
+    "scale": (("get", "patch", "update"), ("autoscaling", "v1", "Scale")),
     "eviction": (("create",), ("policy", "v1", "Eviction")),
     "token": (("create",), ("authentication.k8s.io", "v1", "TokenRequest")),
 }

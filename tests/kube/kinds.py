@@ -78,14 +78,9 @@ def built_in_kinds() -> Iterator[Kind]:
     yield _kind("", "Secret", "secrets")
     yield _kind("", "ServiceAccount", "serviceaccounts", short_names=("sa",), subresources=("token",))
     yield _kind("", "Service", "services", short_names=("svc",), categories=("all",), status=True)
-    yield _kind(
-        "apps", "Deployment", "deployments", short_names=("deploy",), categories=("all",), status=True, counts=True
-    )
-    yield _kind(
-        "apps", "StatefulSet", "statefulsets", short_names=("sts",), categories=("all",), status=True, counts=True
-    )
-    yield _kind("batch", "Job", "jobs", categories=("all",), status=True, counts=True)
+    yield from _workloads()
     yield _kind("coordination.k8s.io", "Lease", "leases")
+    yield from _network()
     yield _kind(rbac, "ClusterRoleBinding", "clusterrolebindings", namespaced=False)
     yield _kind(rbac, "ClusterRole", "clusterroles", namespaced=False)
     yield _kind(rbac, "RoleBinding", "rolebindings")
@@ -102,6 +97,25 @@ def built_in_kinds() -> Iterator[Kind]:
     yield _asked("authentication.k8s.io", "TokenReview", "tokenreviews")
     yield _asked("authorization.k8s.io", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
     yield _asked("authorization.k8s.io", "SubjectAccessReview", "subjectaccessreviews")
+
+
+def _workloads() -> Iterator[Kind]:
+    of_all: dict[str, Any] = {"categories": ("all",), "status": True}
+    scaled: dict[str, Any] = {**of_all, "counts": True, "subresources": ("scale",)}
+    yield _kind("apps", "Deployment", "deployments", short_names=("deploy",), **scaled)
+    yield _kind("apps", "StatefulSet", "statefulsets", short_names=("sts",), **scaled)
+    yield _kind("batch", "Job", "jobs", **of_all, counts=True)
+    autoscaler = "HorizontalPodAutoscaler"
+    yield _kind("autoscaling", autoscaler, "horizontalpodautoscalers", "v2", short_names=("hpa",), **of_all)
+    budgets = "poddisruptionbudgets"
+    yield _kind("policy", "PodDisruptionBudget", budgets, short_names=("pdb",), status=True, counts=True)
+
+
+def _network() -> Iterator[Kind]:
+    yield _kind("discovery.k8s.io", "EndpointSlice", "endpointslices", counts=True)
+    network = "networking.k8s.io"
+    yield _kind(network, "Ingress", "ingresses", short_names=("ing",), status=True, counts=True)
+    yield _kind(network, "NetworkPolicy", "networkpolicies", short_names=("netpol",), counts=True)
 
 
 class Kinds:

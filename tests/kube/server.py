@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from tests.kube import discovery, openapi, tables
+from tests.kube import discovery, openapi, protobuf, tables
 from tests.kube.answers import Answers, Ask
 from tests.kube.errors import ApiError, bad_request, no_such_path, unauthorized, unsupported_media_type
 from tests.kube.faults import Fault, Faults
@@ -139,11 +139,13 @@ async def _body(request: web.Request, verb: str) -> Any:
     data, media = await request.read(), request.content_type
     if verb == "patch" and media not in _PATCHES:
         raise unsupported_media_type(media, _PATCHES)
-    if "protobuf" in media or "cbor" in media:
-        raise unsupported_media_type(media, ("application/json",))
+    if "cbor" in media:
+        raise unsupported_media_type(media, ("application/json", protobuf.MEDIA))
     if not data:
         return {}
     try:
+        if media == protobuf.MEDIA:
+            return protobuf.decode(data)
         is_yaml = "yaml" in media
         return yaml.load(data, Loader=yaml.CSafeLoader) if is_yaml else json.loads(data)
     except (ValueError, yaml.YAMLError) as error:

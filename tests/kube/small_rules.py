@@ -1,4 +1,4 @@
-"""Defaults and checks of the built-in kinds that need few: Namespaces, Services, Secrets, Roles, Leases, Events."""
+"""Defaults and checks of the built-in kinds that need few: Namespaces, Services, Secrets, Roles, HPAs, Events."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tests.kube.objects import Object, dig
 if TYPE_CHECKING:
     from tests.kube.verbs import Api
 
+_COUNTED = ("currentHealthy", "desiredHealthy", "disruptionsAllowed", "expectedPods")
+
 
 def prepare(kind: Kind, obj: Object, old: Object | None) -> None:
     if kind.plural == "namespaces":
@@ -30,6 +32,21 @@ def prepare(kind: Kind, obj: Object, old: Object | None) -> None:
         for subject in obj.get("subjects") or []:
             if subject["kind"] in ("User", "Group"):
                 subject.setdefault("apiGroup", "rbac.authorization.k8s.io")
+
+    elif kind.plural == "horizontalpodautoscalers":
+        obj.setdefault("spec", {}).setdefault("minReplicas", 1)
+        obj.setdefault("status", {"desiredReplicas": 0})
+    elif kind.plural == "poddisruptionbudgets":
+        obj.setdefault("status", dict.fromkeys(_COUNTED, 0))
+    elif kind.plural == "networkpolicies":
+        _prepare_policy(obj.setdefault("spec", {}))
+
+
+def _prepare_policy(spec: Object) -> None:
+    spec.setdefault("policyTypes", ["Ingress", *(["Egress"] if spec.get("egress") else [])])
+    for rule in [*(spec.get("ingress") or []), *(spec.get("egress") or [])]:
+        for port in rule.get("ports") or []:
+            port.setdefault("protocol", "TCP")
 
 
 def _prepare_namespace(obj: Object, old: Object | None) -> None:
@@ -74,5 +91,14 @@ def check(api: Api, kind: Kind, obj: Object, old: Object | None, sub: str) -> It
         yield required("spec.ports")
     if kind.plural in ("rolebindings", "clusterrolebindings") and old is not None and old["roleRef"] != obj["roleRef"]:
         yield Cause("roleRef", "Invalid value: cannot change roleRef")
+    yield from _check_bounds(kind, obj.get("spec") or {})
     if old is not None and old.get("immutable") and old.get("data") != obj.get("data"):
         yield Cause("data", "Forbidden: field is immutable when `immutable` is set", "FieldValueForbidden")
+
+
+def _check_bounds(kind: Kind, spec: Object) -> Iterator[Cause]:
+    if kind.plural == "horizontalpodautoscalers" and spec.get("maxReplicas", 0) < spec["minReplicas"]:
+        why = "must be greater than or equal to `minReplicas`"
+        yield Cause("spec.maxReplicas", f"Invalid value: {spec.get('maxReplicas', 0)}: {why}")
+    if kind.plural == "poddisruptionbudgets" and {"minAvailable", "maxUnavailable"} <= spec.keys():
+        yield Cause("spec", "Invalid value: minAvailable and maxUnavailable cannot be both set")
