@@ -10,7 +10,13 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo up test lint format bench tiny chart protos setup constraints clean
+# Of container images: who builds them, and what they are called.
+IMAGES := gateway vision qformer llama operator trainer
+BUILDER ?= $(firstword $(foreach one,docker podman buildah,$(shell command -v $(one))))
+REGISTRY ?=
+TAG ?= $(shell sed -nE 's/^appVersion: *//p' charts/ziya-visual/Chart.yaml)
+
+.PHONY: help demo up test lint format bench tiny chart images imagetest protos setup constraints clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -44,6 +50,17 @@ tiny: .venv/dev.stamp .venv/protos.stamp ## train checkpoints/ziya-tiny again fr
 chart: .venv/helm.stamp ## check the Helm chart and pack it into build/
 	@$(BIN)/helm4 lint --strict --quiet charts/ziya-visual
 	@$(BIN)/helm4 package charts/ziya-visual --destination build
+
+images: ## build all container images (REGISTRY=… TAG=… BUILD_ARGS=…; needs docker, podman or buildah)
+	@test -n "$(BUILDER)" || { echo "make images needs docker, podman or buildah on PATH" >&2; exit 1; }
+	@for one in $(IMAGES); do \
+	  $(BUILDER) build $(BUILD_ARGS) --file deploy/Dockerfile --target $$one --tag $(REGISTRY:%=%/)ziya-visual-$$one:$(TAG) .; \
+	done
+
+imagetest: .venv/dev.stamp .venv/protos.stamp ## install and start what each image holds, and build some (half an hour; root, apt)
+	@$(BIN)/python -m tests.image_trial venv
+	@if command -v buildah > /dev/null && command -v debootstrap > /dev/null; then $(BIN)/python -m tests.image_trial build; \
+	  else echo "nothing was built: that takes apt-get install buildah debootstrap"; fi
 
 protos: .venv/protos.stamp ## generate the gRPC code beside protos/*.proto
 

@@ -35,7 +35,8 @@ def ask(gateway: str, picture: bytes, question: str, key: str = "") -> str:
 
 def main() -> None:
     picture = Path(sys.argv[1]).read_bytes()
-    key = os.environ.get("API_KEYS", "").split(",")[0].strip()
+    keys = os.environ.get("API_KEYS", "").replace(",", " ").split()
+    key = keys[0] if keys else ""
     for question in QUESTIONS:
         try:
             print(question, ask(os.environ["GATEWAY"], picture, question, key))
