@@ -10,9 +10,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-# Of container images: who builds them, and what they are called.
+# Of container images: who builds them (the first that works; a command without its engine does not), and their names.
 IMAGES := gateway vision qformer llama operator trainer
-BUILDER ?= $(firstword $(foreach one,docker podman buildah,$(shell command -v $(one))))
+BUILDER ?= $(firstword $(foreach one,docker podman buildah,$(shell $(one) info > /dev/null 2>&1 && echo $(one))))
 REGISTRY ?=
 TAG ?= $(shell sed -nE 's/^appVersion: *//p' charts/ziya-visual/Chart.yaml)
 
@@ -52,7 +52,7 @@ chart: .venv/helm.stamp ## check the Helm chart and pack it into build/
 	@$(BIN)/helm4 package charts/ziya-visual --destination build
 
 images: ## build all container images (REGISTRY=… TAG=… BUILD_ARGS=…; needs docker, podman or buildah)
-	@test -n "$(BUILDER)" || { echo "make images needs docker, podman or buildah on PATH" >&2; exit 1; }
+	@test -n "$(BUILDER)" || { echo "make images needs docker, podman or buildah, and none of them works here" >&2; exit 1; }
 	@for one in $(IMAGES); do \
 	  $(BUILDER) build $(BUILD_ARGS) --file deploy/Dockerfile --target $$one --tag $(REGISTRY:%=%/)ziya-visual-$$one:$(TAG) .; \
 	done

@@ -16,7 +16,8 @@ from benchmarks.answers import PACKAGES
 SERVING = ("first_token", "throughput")
 TRAINING = ("fine_tuning", "pretraining", "training_saves", "instruct_13b")
 OPERATOR = ("operator_latency", "operator_recovery", "operator_idle")
-ALL = (*SERVING, *TRAINING, *OPERATOR, "answers")
+CAPACITY = ("simulated_stack", "scaling")
+ALL = (*SERVING, *TRAINING, *OPERATOR, *CAPACITY, "answers")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.scaling_candidates import BETTER, CHART, ENCODERS, LANGUAGE_MODEL, LONG, SLOWER, Candidate, slower
+from benchmarks.scaling_candidates import CHART, ENCODERS, LANGUAGE_MODEL, LONG, SLOWER, Candidate, slower
 from benchmarks.scaling_plot import plot
 from benchmarks.scaling_reactions import from_zero, to_a_step
 from benchmarks.scaling_traces import TRACES, Trace, recorded
@@ -28,7 +28,7 @@ from cli.capacity.simulate import Outcome, simulate
 from cli.capacity.stage_times import SHIPPED, StageTimes
 
 LATE_SECONDS = 2.0
-REACTING = (("hpa", CHART), ("keda", CHART), ("keda", LONG), ("keda", BETTER))
+REACTING = (("hpa", CHART), ("keda", CHART), ("keda", LONG))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run(times: StageTimes, traces: Sequence[Trace], picture: Path | None, seeds:
     print(f"{to_a_step(REACTING, times, 5 * seeds, LATE_SECONDS, replay)}\n", flush=True)
     print(f"{from_zero(times, 100 * seeds)}\n", flush=True)
     if picture is not None:
-        shown = {one.name: replay(one.scaling(), traces[0], times, 0) for one in (LONG, CHART, BETTER)}
+        shown = {one.name: replay(one.scaling(), traces[0], times, 0) for one in (LONG, CHART)}
         plot(shown, traces[0], LATE_SECONDS, picture)
         print(f"plot: {picture}")
 

@@ -27,7 +27,7 @@ from benchmarks.stage_times import prompt_tokens
 from cli.capacity.arrivals import Arrival, Mix, poisson, steady
 from cli.capacity.request import STAGES
 from cli.capacity.simulate import Limits, simulate
-from cli.capacity.stage_times import StageTimes
+from cli.capacity.stage_times import SHIPPED, StageTimes
 from cli.stack import CHECKPOINT
 
 QUESTION = "word " * 20
@@ -73,7 +73,7 @@ def report(rates: Sequence[float], measured: Sequence[list[float]], simulated: S
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("times", type=Path, metavar="TIMES.json")
+    parser.add_argument("times", type=Path, nargs="?", default=SHIPPED, metavar="TIMES.json")
     parser.add_argument("--rates", type=float, nargs="+", default=[2.0, 6.0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
