@@ -66,9 +66,7 @@ class Encoder:
     async def named(self) -> int:
         """The health of its service."""
         assert await health(self.channel) == SERVING  # of the process, at any time
-        status = await health(self.channel, self.full_name)
-        assert self.server.is_ready() == (status == SERVING)
-        return status
+        return await health(self.channel, self.full_name)
 
     async def has_run(self) -> bool:
         """Its model has."""
@@ -76,7 +74,8 @@ class Encoder:
         return bool(self.service.metrics.registry.get_sample_value(name))
 
     async def is_ready(self) -> bool:
-        return await self.named() == SERVING
+        """By its health, and for those who cannot ask it."""
+        return await self.named() == SERVING and self.server.is_ready()
 
 
 @asynccontextmanager
@@ -111,6 +110,7 @@ async def test_an_encoder_waits_for_redis_and_stays_ready_without(
     async with encoder(name, tiny_checkpoint, later.url, PATIENT) as one:
         await until(one.has_run)
         assert await one.named() == NOT_SERVING
+        assert not one.server.is_ready()
         later.start()
         await until(one.is_ready)
         later.kill()
