@@ -48,7 +48,7 @@ class ChartRedis:
         """Returns when it takes connections."""
         places = {"STATE": "data", "PASSWORDS": "passwords", "TLS": "tls"}
         environment = {name: str(self.folder / place) for name, place in places.items()}
-        environment |= {"RULES": str(CHART / "files" / "redis-users.acl"), "PAUSE": "0.2", "OVERLAP": "3"}
+        environment |= {"RULES": str(CHART / "files" / "redis-users.acl"), "PAUSE": "0.2", "OVERLAP": "10"}
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
