@@ -4,6 +4,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROTOS := $(wildcard protos/*.proto)
+KERNELS := services/llama/engine/kernels
+BUILT := .venv/protos.stamp .venv/kernels.stamp
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
@@ -21,13 +23,13 @@ TAG ?= $(shell sed -nE 's/^appVersion: *//p' charts/ziya-visual/Chart.yaml)
 help: ## print this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
-demo: .venv/protos.stamp ## set everything up, start the stack, ask about pictures in Chinese and English, stop
+demo: $(BUILT) ## set everything up, start the stack, ask about pictures in Chinese and English, stop
 	@$(BIN)/ziya demo
 
-up: .venv/protos.stamp ## start the whole stack on this machine; Ctrl-C stops it
+up: $(BUILT) ## start the whole stack on this machine; Ctrl-C stops it
 	@$(BIN)/ziya up
 
-test: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp .venv/protos.stamp ## run all tests (real Redis, real Triton, real processes)
+test: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp $(BUILT) ## run all tests (real Redis, real Triton, real processes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: .venv/dev.stamp .venv/protos.stamp ## ruff, formatting, types, and who may import whom
@@ -40,10 +42,10 @@ format: .venv/dev.stamp ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: .venv/dev.stamp .venv/protos.stamp ## measure the running system and training against their peers (two hours)
+bench: .venv/dev.stamp $(BUILT) ## measure the running system and training against their peers (two hours)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
-tiny: .venv/dev.stamp .venv/protos.stamp ## train checkpoints/ziya-tiny again from data (hours; needs npm)
+tiny: .venv/dev.stamp $(BUILT) ## train checkpoints/ziya-tiny again from data (hours; needs npm)
 	@$(BIN)/ziya train run deploy/samples/tiny.yaml
 	@$(BIN)/python -m training.tiny.ship
 
@@ -57,14 +59,14 @@ images: ## build all container images (REGISTRY=… TAG=… BUILD_ARGS=…; need
 	  $(BUILDER) build $(BUILD_ARGS) --file deploy/Dockerfile --target $$one --tag $(REGISTRY:%=%/)ziya-visual-$$one:$(TAG) .; \
 	done
 
-imagetest: .venv/dev.stamp .venv/protos.stamp ## install and start what each image holds, and build some (half an hour; root, apt)
+imagetest: .venv/dev.stamp $(BUILT) ## install and start what each image holds, and build some (half an hour; root, apt)
 	@$(BIN)/python -m tests.image_trial venv
 	@if command -v buildah > /dev/null && command -v debootstrap > /dev/null; then $(BIN)/python -m tests.image_trial build; \
 	  else echo "nothing was built: that takes apt-get install buildah debootstrap"; fi
 
 protos: .venv/protos.stamp ## generate the gRPC code beside protos/*.proto
 
-setup: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp .venv/protos.stamp ## make .venv with everything a developer needs
+setup: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp $(BUILT) ## make .venv with everything a developer needs
 
 constraints: .venv/dev.stamp ## write constraints.txt from what .venv holds
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^#'; } > .venv/constraints.txt
@@ -72,7 +74,7 @@ constraints: .venv/dev.stamp ## write constraints.txt from what .venv holds
 
 clean: ## remove .venv, generated code and caches
 	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	@rm -f protos/*_pb2*.py protos/*_pb2*.pyi
+	@rm -f protos/*_pb2*.py protos/*_pb2*.pyi $(KERNELS)/*.so
 	@find . -name __pycache__ -not -path './node_modules/*' -prune -exec rm -rf {} +
 
 .venv/one-machine.stamp: pyproject.toml constraints.txt
@@ -92,6 +94,12 @@ clean: ## remove .venv, generated code and caches
 
 .venv/redis.stamp: .venv/dev.stamp tests/debian_redis.py
 	@$(BIN)/python -m tests.debian_redis $(BIN)
+	@touch $@
+
+# without a compiler the engine runs on torch, more slowly
+.venv/kernels.stamp: .venv/one-machine.stamp $(wildcard $(KERNELS)/*.h $(KERNELS)/*.cpp $(KERNELS)/*.py)
+	@command -v g++ > /dev/null || { apt-get -qq update && apt-get -qq install -y g++ > /dev/null; } || true
+	@$(BIN)/python -m services.llama.engine.kernels.build
 	@touch $@
 
 .venv/protos.stamp: .venv/one-machine.stamp $(PROTOS)

@@ -12,15 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
+from services.llama.engine import kernels
 from services.llama.engine.engine import EngineOptions, NativeEngine
 from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Prompt, Usage
 from ziya.model.llama import LlamaWeights, load_llama
 
 QUERIES, WIDTH, VOCABULARY = 4, 32, 300
+DEFAULTS: dict[str, Any] = {"threads": 1}
+BOTH = pytest.mark.parametrize(
+    "kernels",
+    [
+        "torch",
+        pytest.param("compiled", marks=pytest.mark.skipif(kernels.library() is None, reason="not built, or no AVX512")),
+    ],
+)
 
 
 @dataclass(frozen=True)
@@ -33,13 +43,16 @@ class Answer:
 
 @asynccontextmanager
 async def engine_on(
-    checkpoint: Path, dtype: torch.dtype = torch.float32, eos: int | None = None, **options: Any
+    checkpoint: Path, dtype: torch.dtype = torch.float32, eos: int | None = None, attention: float = 1.0, **options: Any
 ) -> AsyncIterator[NativeEngine]:
-    """With `eos` another token ends answers."""
+    """With `eos` another token ends answers; `attention` scales what the model takes from other positions."""
     weights = load_llama(checkpoint, dtype=dtype)
+    for name, tensor in weights.tensors.items():
+        if "o_proj" in name:
+            tensor.mul_(attention)
     if eos is not None:
         weights = replace(weights, shape=replace(weights.shape, eos_ids=(eos,)))
-    engine = NativeEngine(weights, EngineOptions(**{"threads": 1, **options}))
+    engine = NativeEngine(weights, EngineOptions(**DEFAULTS | options))
     try:
         yield engine
     finally:
@@ -75,9 +88,12 @@ def _reference(checkpoint: Path) -> tuple[LlamaWeights, LlamaForCausalLM]:
     return load_llama(checkpoint), LlamaForCausalLM.from_pretrained(checkpoint / "llama", dtype=torch.float32).eval()
 
 
-def reference(checkpoint: Path, prompt: Prompt, max_tokens: int, **options: Any) -> list[int]:
-    """What transformers' generate answers greedily, eos included."""
+def reference(
+    checkpoint: Path, prompt: Prompt, max_tokens: int, *, other: LlamaForCausalLM | None = None, **options: Any
+) -> list[int]:
+    """What transformers' generate answers greedily, eos included; with the checkpoint's weights, or `other` ones."""
     weights, model = _reference(checkpoint)
+    model = other or model
     options |= {"do_sample": False, "max_new_tokens": max_tokens}
     if not prompt.visuals:
         ids = torch.tensor([prompt.pieces[0]])

@@ -16,7 +16,7 @@ import torch
 from services.llama.engine.engine import NativeEngine
 from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Prompt
-from tests.engines import ask, engine_on, random_prompt, reference, settled
+from tests.engines import BOTH, DEFAULTS, ask, engine_on, random_prompt, reference, settled
 from tests.tiny import build_checkpoint
 from ziya.errors import (
     Cancelled,
@@ -31,10 +31,16 @@ from ziya.errors import (
 
 PROMPT = Prompt(((10, 11, 12, 13),))
 ENDLESS = Sampling(max_tokens=500, ignore_eos=True)
+pytestmark = BOTH
+
+
+@pytest.fixture(autouse=True)
+def every_engine_here(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEFAULTS, "kernels", kernels)
 
 
 @pytest.fixture
-async def engine(tiny_checkpoint: Path) -> AsyncIterator[NativeEngine]:
+async def engine(tiny_checkpoint: Path, every_engine_here: None) -> AsyncIterator[NativeEngine]:
     async with engine_on(tiny_checkpoint, slots=4, waiting=8, prefill_tokens=24) as engine:
         yield engine
 
@@ -146,7 +152,7 @@ async def test_what_does_not_fit_the_model_is_refused_by_name(engine: NativeEngi
     assert (await ask(engine, PROMPT, Sampling(max_tokens=2))).ids
 
 
-async def test_cancelling_frees_the_slot_at_the_next_step(engine: NativeEngine) -> None:
+async def test_cancelling_ends_a_request_at_the_next_step(engine: NativeEngine) -> None:
     stream = engine.submit(PROMPT, ENDLESS)
     await anext(stream)
     assert engine.stats().running == 1
@@ -210,7 +216,7 @@ async def test_closing_ends_what_does_not_finish(tiny_checkpoint: Path) -> None:
 
 
 async def test_nothing_leaks_whatever_requests_do(tiny_checkpoint: Path) -> None:
-    """Random requests with random ends; afterwards every slot serves, and serves right."""
+    """Random requests with random ends; afterwards as many as before are served, and served right."""
     rng = random.Random(11)
     async with engine_on(tiny_checkpoint, slots=4, waiting=200, prefill_tokens=10) as engine:
 

@@ -117,7 +117,7 @@ async def test_greedy_is_transformers(client: TritonClient, tiny_checkpoint: Pat
     assert (usage["completion_tokens"], usage["image_tokens"]) == (24, 0)
     assert sum(piece.tokens for piece in pieces) == 24
     assert set(usage) == {
-        *("prompt_tokens", "image_tokens", "completion_tokens"),
+        *("prompt_tokens", "image_tokens", "cached_tokens", "completion_tokens"),
         *("visual_wait_seconds", "queue_seconds", "prefill_seconds", "decode_seconds"),
     }
 

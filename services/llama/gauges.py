@@ -12,17 +12,25 @@ from services.llama.engine.seam import Engine
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 NOW = {
     "running": "Requests whose prompt or answer is being computed",
-    "waiting": "Requests that wait for a slot",
+    "waiting": "Requests that wait to be computed",
     "slots": "Requests that can run at once",
+    "blocks": "Blocks of 16 positions in the KV cache",
+    "blocks_used": "Blocks that running requests hold; others may keep what can be reused",
 }
 COUNTED = {
-    "prompt_tokens": "Positions of prompts computed",
+    "prompt_tokens": "Positions of prompts asked for",
+    "cached_tokens": "Positions of prompts that were reused, not computed",
     "tokens": "Tokens generated",
     "finished": "Requests answered to the end",
     "cancelled": "Requests whose client went away",
     "expired": "Requests whose deadline passed",
     "rejected": "Requests refused because the queue was full",
     "failed": "Requests that a defect or a shutdown ended",
+    "preempted": "Times that a request gave up its memory to an older one, to be computed again",
+    "steps": "Steps of the engine",
+    "step_seconds": "Seconds that the steps took",
+    "drafted": "Tokens guessed ahead",
+    "accepted": "Tokens guessed ahead that were right",
 }
 
 
@@ -37,7 +45,7 @@ class Gauges:
             name: self._metric(family, family.COUNTER, f"{name}_total", text) for name, text in COUNTED.items()
         }
         self._kv_use = self._metric(
-            family, family.GAUGE, "kv_use", "Part of the KV cache that is reserved for running requests, from 0 to 1"
+            family, family.GAUGE, "kv_use", "How full the engine is, from 0 to 1: of places to run or of the KV cache"
         )
         self._visual = self._metric(family, family.GAUGE, "waiting_for_images", "Requests that wait for visual tokens")
         self._first_token = self._metric(
@@ -63,8 +71,9 @@ class Gauges:
             before = self._told[name]
             if self._changed(name, getattr(stats, name) + outside.get(name, 0)):
                 metric.increment(self._told[name] - before)
-        # A running request reserves a slot, which is room for a whole context.
-        if self._changed("kv_use", stats.running / max(1, stats.slots)):
+        # Whichever runs out first keeps the next request waiting.
+        full = max(stats.running / max(1, stats.slots), stats.blocks_used / max(1, stats.blocks))
+        if self._changed("kv_use", full):
             self._kv_use.set(self._told["kv_use"])
         if self._changed("visual", waiting_for_images):
             self._visual.set(waiting_for_images)

@@ -20,16 +20,26 @@ class Settings(ProcessSettings):
     # auto: bfloat16 on a GPU, float32 on a CPU (there it equals transformers token for token).
     llama_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     llama_device: Literal["auto", "cpu", "cuda"] = "auto"
+    # auto: compiled for this CPU where that can be, else torch.
+    llama_kernels: Literal["auto", "compiled", "torch"] = "auto"
+    # 8- or 4-bit weights of layers and head: half or a quarter of bfloat16's memory traffic, at a loss of accuracy.
+    llama_quantise: Literal["none", "int8", "int4"] = "none"
     # 0 leaves torch's own choice, one thread a core.
     llama_threads: int = Field(0, ge=0, le=1024)
-    # Requests decoded together; each has room for a whole context in the KV cache.
+    # Requests decoded together.
     llama_max_running: int = Field(32, ge=1, le=4096)
-    # Further requests that may wait, for tokens of an image or for a slot; more are refused.
+    # Further requests that may wait, for tokens of an image or for a place; more are refused.
     llama_max_waiting: int = Field(256, ge=0)
     # 0 takes the model's own; less saves KV-cache memory.
     llama_max_context: int = Field(0, ge=0)
     # Prompt tokens computed in one step at most: bounds how long a new request delays the others.
     llama_prefill_tokens: int = Field(512, ge=1)
+    # Blocks of 16 positions in the KV cache; 0 has room for a whole context of each request that runs.
+    llama_kv_blocks: int = Field(0, ge=0)
+    # Keys and values of what a prompt begins with, images too, are kept and found again; off computes every prompt.
+    llama_prefix_reuse: bool = True
+    # Tokens of a greedy answer guessed ahead out of prompt and answer; pays where answers quote, 0 is off.
+    llama_lookup_tokens: int = Field(0, ge=0, le=64)
     # While many run, text is sent at most this often; each response costs its way to the client.
     llama_stream_interval: float = Field(0.2, ge=0)
     # How often Triton is asked whether a client went away.
@@ -57,5 +67,10 @@ class Settings(ProcessSettings):
             context=self.llama_max_context,
             threads=self.llama_threads,
             prefill_tokens=self.llama_prefill_tokens,
+            kv_blocks=self.llama_kv_blocks,
+            prefix_reuse=self.llama_prefix_reuse,
+            lookup_tokens=self.llama_lookup_tokens,
+            kernels=self.llama_kernels,
+            quantise=self.llama_quantise,
             stream_interval=self.llama_stream_interval,
         )

@@ -6,15 +6,18 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from services.llama.engine.adapters import Adapters
+from services.llama.engine.blocks import BLOCK, BlockPool, blocks_for
 from services.llama.engine.delivery import Delivery
 from services.llama.engine.detokenizer import TokenBytes
-from services.llama.engine.kv_cache import KVCache
-from services.llama.engine.llama import Llama
+from services.llama.engine.lora import read_adapter
+from services.llama.engine.models import choose_model
 from services.llama.engine.runner import Runner
 from services.llama.engine.sampling import Sampling
 from services.llama.engine.scheduler import Scheduler
@@ -30,8 +33,10 @@ from ziya.model.llama import LlamaWeights
 class EngineOptions:
     """`slots` requests run at once and `waiting` more may queue; 0 for `context` and `threads` leaves them as they are.
 
-    `prefill_tokens` bounds the prompt tokens of one step. Text is sent at most every `stream_interval` seconds,
-    except while no more than `few` requests run.
+    `prefill_tokens` bounds the prompt tokens of one step. The KV cache has `kv_blocks` blocks of 16 positions, 0 for as
+    many as `slots` requests of the whole context fill; with `prefix_reuse` what prompts begin with is looked for in
+    it. Up to `lookup_tokens` of a greedy answer are guessed ahead. `kernels` and `quantise` are `choose_model`'s. Text
+    is sent at most every `stream_interval` seconds, except while no more than `few` requests run.
     """
 
     slots: int = 32
@@ -41,6 +46,11 @@ class EngineOptions:
     prefill_tokens: int = 512
     stream_interval: float = 0.2
     few: int = 4
+    kv_blocks: int = 0
+    prefix_reuse: bool = True
+    lookup_tokens: int = 0
+    kernels: str = "auto"
+    quantise: str = "none"
 
 
 class NativeEngine:
@@ -51,29 +61,48 @@ class NativeEngine:
         self._visual_width = weights.projection_weight.shape[1]
         self._table = TokenBytes(Tokenizer.from_file(str(weights.tokenizer)))
         self.context = min(options.context or self._shape.max_positions, self._shape.max_positions)
-        model = Llama(weights, self.context)
-        cache = KVCache(self._shape, options.slots, self.context, model.dtype, model.device)
+        model, torch_threads = choose_model(
+            weights, self.context, kernels=options.kernels, quantise=options.quantise, threads=options.threads
+        )
+        self._pool = BlockPool(options.kv_blocks or options.slots * blocks_for(self.context))
+        self._adapters = Adapters()
+        self._adapter_place = model.dtype, model.device
+        scheduler = Scheduler(
+            options.slots,
+            options.prefill_tokens,
+            self._pool,
+            reuse=options.prefix_reuse,
+            guesses=options.lookup_tokens,
+        )
         self._worker = Worker(
-            Runner(model, cache),
-            Scheduler(options.slots, options.prefill_tokens, cache.move),
+            Runner(model, model.new_cache(self._pool.count)),
+            scheduler,
+            self._adapters,
             Delivery(options.stream_interval, options.few),
             eos=frozenset(self._shape.eos_ids),
             capacity=options.slots + options.waiting,
-            threads=options.threads,
+            threads=torch_threads,
         )
 
     def submit(self, prompt: Prompt, sampling: Sampling, deadline: float | None = None) -> NativeStream:
         self._check(prompt)
-        sequence = Sequence(
-            prompt=prompt,
-            sampling=sampling,
-            deadline=math.inf if deadline is None else deadline,
-            table=self._table,
-            context=self.context,
-            submitted=time.perf_counter(),
-        )
-        stream = NativeStream(asyncio.get_running_loop(), sequence.cancel)
-        self._worker.post(sequence, stream)
+        adapter = self._adapters.use(prompt.adapter)
+        try:
+            sequence = Sequence(
+                prompt=prompt,
+                sampling=sampling,
+                deadline=math.inf if deadline is None else deadline,
+                table=self._table,
+                context=self.context,
+                submitted=time.perf_counter(),
+                adapter=adapter,
+            )
+            self._check_room(sequence)
+            stream = NativeStream(asyncio.get_running_loop(), sequence.cancel)
+            self._worker.post(sequence, stream)
+        except BaseException:
+            self._adapters.leave(adapter)
+            raise
         return stream
 
     def check_length(self, text_tokens: int, image_tokens: int) -> None:
@@ -83,6 +112,16 @@ class NativeEngine:
                 f"the prompt takes {positions} positions ({image_tokens} of them images), "
                 f"and the model has {self.context} for prompt and answer"
             )
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        self._adapters.refuse(name)
+        self._adapters.add(await asyncio.to_thread(read_adapter, name, folder, self._shape, *self._adapter_place))
+
+    async def unload_adapter(self, name: str) -> None:
+        await asyncio.to_thread(self._adapters.remove, name)
+
+    def adapters(self) -> tuple[str, ...]:
+        return self._adapters.names
 
     def stats(self) -> Stats:
         return self._worker.stats()
@@ -106,6 +145,13 @@ class NativeEngine:
         self.check_length(prompt.text_tokens, prompt.image_tokens)
         for visual in prompt.visuals:
             self._check_visual(visual)
+
+    def _check_room(self, sequence: Sequence) -> None:
+        if sequence.most_blocks > self._pool.count:
+            raise PromptTooLong(
+                f"prompt and answer may take {sequence.most_blocks} blocks of {BLOCK} positions, "
+                f"and the KV cache has {self._pool.count}"
+            )
 
     def _check_visual(self, visual: npt.NDArray[np.float16]) -> None:
         if visual.ndim != 2 or visual.shape[1] != self._visual_width:

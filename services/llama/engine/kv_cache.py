@@ -1,57 +1,37 @@
-"""Keys and values of the running requests, one slot each: [layers, slots, kv heads, context, head dim].
+"""Memory for keys and values in blocks: a tensor each, [layers, blocks, kv heads, block size, head dim].
 
-Slots in use are kept compact by their owner (`move`), so that decoding all requests reads a plain slice of
-the cache and copies nothing. Fresh slots hold zeros and later ones what finite values the last owner left:
-masked positions weigh 0, and 0 times a finite value is 0.
+Which request owns which block is bookkeeping without tensors (`blocks.py`). How a block's numbers lie within it is
+the model's own business. A block that is handed out again holds what its last owner left: finite values, and masked
+positions weigh 0.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from services.llama.engine.blocks import BLOCK
 from ziya.model.layout import LlamaShape
 
 
+@dataclass(frozen=True)
 class KVCache:
-    """Room for `slots` requests of `context` positions."""
+    """`keys` and `values`: [layers, blocks, kv heads, BLOCK, head dim], zero at first."""
 
-    def __init__(self, shape: LlamaShape, slots: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.slots = slots
-        self.context = context
-        self._heads = shape.kv_heads
-        size = (shape.layers, slots, shape.kv_heads, context, shape.head_dim)
-        self._keys = _zeros(size, dtype, device)
-        self._values = _zeros(size, dtype, device)
-        rows = (shape.layers, slots * shape.kv_heads * context, shape.head_dim)
-        lanes = (shape.layers, slots * shape.kv_heads, context, shape.head_dim)
-        self._key_rows, self._value_rows = self._keys.view(rows).unbind(), self._values.view(rows).unbind()
-        self._key_lanes, self._value_lanes = self._keys.view(lanes).unbind(), self._values.view(lanes).unbind()
-        self._head_offsets = torch.arange(shape.kv_heads, device=device) * context
+    keys: Tensor
+    values: Tensor
 
-    def rows(self, slots_T: Tensor, positions_T: Tensor) -> Tensor:
-        """Where tokens are written: [T * kv heads] row numbers for `write`."""
-        first_T = slots_T * (self._heads * self.context) + positions_T
-        return (first_T[:, None] + self._head_offsets).flatten()
+    @classmethod
+    def empty(cls, shape: LlamaShape, blocks: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        size = (shape.layers, blocks, shape.kv_heads, BLOCK, shape.head_dim)
+        return cls(_zeros(size, dtype, device), _zeros(size, dtype, device))
 
-    def write(self, layer: int, rows: Tensor, keys_THD: Tensor, values_THD: Tensor) -> None:
-        self._key_rows[layer].index_copy_(0, rows, keys_THD.flatten(0, 1))
-        self._value_rows[layer].index_copy_(0, rows, values_THD.flatten(0, 1))
-
-    def front(self, layer: int, slots: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first `slots` slots: views [slots * kv heads, length, head dim]."""
-        lanes = slots * self._heads
-        return self._key_lanes[layer][:lanes, :length], self._value_lanes[layer][:lanes, :length]
-
-    def slot(self, layer: int, slot: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one slot: views [kv heads, length, head dim]."""
-        return self._keys[layer, slot, :, :length], self._values[layer, slot, :, :length]
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of a slot over another."""
-        for tensor in (self._keys, self._values):
-            tensor[:, target, :, :length] = tensor[:, source, :, :length]
+    @property
+    def blocks(self) -> int:
+        return self.keys.shape[1]
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,11 +1,9 @@
-"""LLaMA's forward pass over one engine step: every token of every request in one flat batch.
+"""LLaMA's forward pass over one engine step in torch, on a CPU or a GPU: every row of every request in one flat batch.
 
-Legend: T tokens of the step, S rows whose logits are wanted, D width, H heads, K key/value heads, G = H / K.
-A step holds first one token of each decoding request, in the order of their cache slots, then any chunks of
-prompts. Linear layers see all T rows at once; attention is one batched product for the decoding rows, over
-the longest of them with a mask, and one call for each chunk.
-
-Query, key and value weights are fused, and gate and up weights too. Equal to transformers' LlamaForCausalLM.
+Legend: T rows of the step, S rows whose logits are wanted, B requests, D width, H heads, K key/value heads, G = H / K,
+d head dim. Linear layers see all T rows at once. A layer's keys and values are all written before its attention
+reads any, `attention.py` does both. Query, key and value weights are fused, and gate and up weights too. Equal to
+transformers' LlamaForCausalLM; where the compiled code of `cpu.py` runs, it takes this one's place.
 """
 
 from __future__ import annotations
@@ -16,46 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from services.llama.engine.attention import KeysValues, PagedAttention
+from services.llama.engine.batch import AdapterRows, Batch
 from services.llama.engine.kv_cache import KVCache
 from ziya.model.llama import LlamaWeights
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows `start : start + count` of a step: tokens of the prompt in `slot`, from its `position` on."""
-
-    start: int
-    count: int
-    slot: int
-    position: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one forward pass computes. The `decoding` first rows are slots 0 …; `mask` is [decoding, longest]."""
-
-    hidden_TD: Tensor
-    positions_T: Tensor
-    rows: Tensor
-    decoding: int
-    longest: int
-    mask: Tensor | None
-    chunks: tuple[Chunk, ...]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A step on its way through the layers, with the rotary tables at its positions: [T, 1, head dim]."""
-
-    step: Step
-    cache: KVCache
-    cos: Tensor
-    sin: Tensor
+# which columns of which matrix's output an adapter's projection changes
+FUSED = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one block, as [out, in] matrices and [D] norms."""
+    """Weights of one layer, as [out, in] matrices and [D] norms."""
 
     input_norm: Tensor
     qkv: Tensor
@@ -66,7 +36,7 @@ class Layer:
 
 
 class Llama:
-    """The model on one device; not for use from two threads at once."""
+    """Takes `weights` over; `context` positions at most. Not for use from two threads at once."""
 
     def __init__(self, weights: LlamaWeights, context: int) -> None:
         self.shape = weights.shape
@@ -78,6 +48,13 @@ class Llama:
         self._layers = [_layer(tensors, number) for number in range(self.shape.layers)]
         self.dtype, self.device = self._embedding.dtype, self._embedding.device
         self._cos, self._sin = _rotations(self.shape.head_dim, self.shape.rope_theta, context, self.dtype, self.device)
+        heads = self.shape.heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim
+        widths = {"q": heads[0], "k": heads[1], "v": heads[1], "o": self.shape.hidden, "down": self.shape.hidden}
+        self._widths = widths | dict.fromkeys(("gate", "up"), self.shape.intermediate)
+        self._attention = PagedAttention(self.shape)
+
+    def new_cache(self, blocks: int) -> KVCache:
+        return KVCache.empty(self.shape, blocks, self.dtype, self.device)
 
     def embed(self, ids_T: Tensor) -> Tensor:
         return F.embedding(ids_T, self._embedding)
@@ -90,60 +67,54 @@ class Llama:
         """float32 [S, vocabulary]."""
         return F.linear(self._rms(hidden_SD, self._norm), self._head).float()
 
-    def forward(self, step: Step, cache: KVCache) -> Tensor:
-        """The hidden states [T, D] after the last block, before the final norm; keys and values go to `cache`."""
-        at = step.positions_T
-        run = Pass(step, cache, self._cos[at].unsqueeze(1), self._sin[at].unsqueeze(1))
-        hidden = step.hidden_TD
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """The hidden states [T, D] after the last layer, before the final norm; keys and values go to `cache`."""
+        at = torch.from_numpy(batch.positions_T).to(self.device)
+        cos, sin = self._cos[at].unsqueeze(1), self._sin[at].unsqueeze(1)
+        plan = self._attention.plan(batch, self.device)
+        hidden = batch.hidden_TD
         for number, layer in enumerate(self._layers):
-            attended = self._attention(number, F.linear(self._rms(hidden, layer.input_norm), layer.qkv), run)
-            hidden = hidden + F.linear(attended, layer.out)
-            gate, up = F.linear(self._rms(hidden, layer.post_norm), layer.gate_up).chunk(2, -1)
-            hidden = hidden + F.linear(F.silu(gate).mul_(up), layer.down)
+            qkv = self._linear(self._rms(hidden, layer.input_norm), layer.qkv, "qkv", number, batch.adapters)
+            queries, fresh = self._rotated(qkv, cos, sin)
+            attended = self._attention.attend(
+                plan, queries, fresh, KeysValues(cache.keys[number], cache.values[number])
+            )
+            hidden = hidden + self._linear(attended, layer.out, "o", number, batch.adapters)
+            normed = self._rms(hidden, layer.post_norm)
+            gate, up = self._linear(normed, layer.gate_up, "gate_up", number, batch.adapters).chunk(2, -1)
+            hidden = hidden + self._linear(F.silu(gate).mul_(up), layer.down, "down", number, batch.adapters)
         return hidden
 
-    def _attention(self, number: int, qkv_TD: Tensor, run: Pass) -> Tensor:
-        step, heads, keys = run.step, self.shape.heads, self.shape.kv_heads
-        qkv = qkv_TD.view(len(qkv_TD), heads + 2 * keys, self.shape.head_dim)
-        qk, values_TKd = qkv[:, : heads + keys], qkv[:, heads + keys :]
+    def _rotated(self, qkv_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, KeysValues]:
+        """Queries [T, H, d], keys and values [T, K, d]; queries and keys with rotary positions."""
+        heads, kv_heads = self.shape.heads, self.shape.kv_heads
+        qkv = qkv_TD.view(len(qkv_TD), heads + 2 * kv_heads, self.shape.head_dim)
+        qk, values_TKd = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         # rotate_half(x) * sin is a roll by half a head, with the sign kept in the sine table
-        qk = torch.addcmul(qk * run.cos, qk.roll(self.shape.head_dim // 2, -1), run.sin)
-        run.cache.write(number, step.rows, qk[:, heads:], values_TKd)
-        parts = []
-        if step.decoding:
-            parts.append(self._decode(number, qk[: step.decoding, :heads], step, run.cache))
-        for chunk in step.chunks:
-            parts.append(self._prefill(number, qk[chunk.start : chunk.start + chunk.count, :heads], chunk, run.cache))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        qk = torch.addcmul(qk * cos, qk.roll(self.shape.head_dim // 2, -1), sin)
+        return qk[:, :heads], KeysValues(qk[:, heads:], values_TKd)
 
-    def _decode(self, number: int, queries_BHd: Tensor, step: Step, cache: KVCache) -> Tensor:
-        """One query each. So keys times query is faster than query times transposed keys, and far faster than sdpa."""
-        batch, kv_heads, width = step.decoding, self.shape.kv_heads, self.shape.head_dim
-        keys, values = cache.front(number, batch, step.longest)
-        queries = queries_BHd.reshape(batch * kv_heads, -1, width).transpose(1, 2)
-        scores = torch.bmm(keys, queries).view(batch, kv_heads, step.longest, -1).transpose(2, 3)
-        assert step.mask is not None
-        weights = torch.add(step.mask[:, None, None], scores, alpha=width**-0.5).softmax(-1).to(self.dtype)
-        return torch.bmm(weights.reshape(batch * kv_heads, -1, step.longest), values).view(batch, -1)
-
-    def _prefill(self, number: int, queries_THd: Tensor, chunk: Chunk, cache: KVCache) -> Tensor:
-        length = chunk.position + chunk.count
-        keys, values = cache.slot(number, chunk.slot, length)
-        mask = None
-        if chunk.position:
-            mask = torch.ones(chunk.count, length, dtype=torch.bool, device=self.device).tril_(chunk.position)
-        attended_HTd = F.scaled_dot_product_attention(
-            queries_THd.transpose(0, 1)[None], keys[None], values[None],
-            attn_mask=mask, is_causal=mask is None, enable_gqa=self.shape.kv_heads != self.shape.heads,
-        )[0]  # fmt: skip
-        return attended_HTd.transpose(0, 1).reshape(chunk.count, -1)
+    def _linear(
+        self, rows_TD: Tensor, weight: Tensor, matrix: str, layer: int, adapters: tuple[AdapterRows, ...]
+    ) -> Tensor:
+        """The layer's product, with what each adapter adds to its own rows: scale * (x A^T) B^T."""
+        out = F.linear(rows_TD, weight)
+        for rows in adapters:
+            start, own = 0, slice(rows.start, rows.stop)
+            for name in FUSED[matrix]:
+                change, stop = rows.adapter.layers[layer].get(name), start + self._widths[name]
+                if change is not None:
+                    added = F.linear(F.linear(rows_TD[own], change.down), change.up)
+                    out[own, start:stop].add_(added, alpha=change.scale)
+                start = stop
+        return out
 
     def _rms(self, hidden_TD: Tensor, weight_D: Tensor) -> Tensor:
         return F.rms_norm(hidden_TD, weight_D.shape, weight_D, self.shape.rms_eps)
 
 
 def _layer(tensors: dict[str, Tensor], number: int) -> Layer:
-    """Takes the block's tensors out of the dict, so that the parts are freed as the fused copies are made."""
+    """Takes the layer's tensors out of the dict, so that the parts are freed as the fused copies are made."""
     name = f"model.layers.{number}."
     attention, mlp = name + "self_attn.", name + "mlp."
 

@@ -1,98 +1,104 @@
-"""From the scheduler's choice to tensors and back: runs one step of the model, gives each request its next token.
+"""From the scheduler's choice to arrays and back: runs one step of the model, gives each request its next tokens.
 
-The only part of the engine that touches torch at run time, always from the engine's thread.
+Always from the engine's thread. A request whose guesses were verified gets several tokens at once: the model's own
+choice at every row, for as long as the guesses before it were right.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from services.llama.engine.batch import AdapterRows, Batch, Int32s, Model
 from services.llama.engine.kv_cache import KVCache
-from services.llama.engine.llama import Chunk, Llama, Step
+from services.llama.engine.prefix import VISUAL
 from services.llama.engine.sampler import choose
+from services.llama.engine.scheduler import Rows
 from services.llama.engine.sequence import Sequence
 
-Prefills = list[tuple[Sequence, int]]
+Chosen = list[tuple[Sequence, list[int]]]
 
 
 class Runner:
     """The model with its cache."""
 
-    def __init__(self, model: Llama, cache: KVCache) -> None:
+    def __init__(self, model: Model, cache: KVCache) -> None:
         self._model = model
         self._cache = cache
-        self._device = model.device
-        self._columns = torch.arange(cache.context, device=self._device)
 
-    def step(self, decoding: list[Sequence], prefills: Prefills) -> list[tuple[Sequence, int]]:
-        """One forward pass; the next token of every request whose prompt is complete after it."""
-        chunks = _chunks(len(decoding), prefills)
-        hidden_TD = self._model.forward(self._prepare(decoding, prefills, chunks), self._cache)
-        ready, rows = list(decoding), list(range(len(decoding)))
-        for (sequence, count), chunk in zip(prefills, chunks, strict=True):
-            if chunk.position + count == sequence.length:
+    def step(self, rows: Rows) -> Chosen:
+        """One forward pass; the next tokens of each request whose known positions are all computed after it."""
+        rows = sorted(rows, key=lambda row: row[0].adapter.lineage if row[0].adapter else b"")
+        batch = self._batch(rows)
+        hidden_TD = self._model.forward(batch, self._cache)
+        ready, wanted = [], list[int]()
+        for (sequence, count), stop in zip(rows, batch.starts_B1[1:].tolist(), strict=True):
+            if count >= sequence.pending:
                 ready.append(sequence)
-                rows.append(chunk.start + count - 1)
+                wanted.extend(range(stop - 1 - len(sequence.drafts), stop))
         if not ready:
             return []
-        hidden_SD = hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[rows]
-        tokens = choose(self._model.logits(hidden_SD), [sequence.choice for sequence in ready])
-        return list(zip(ready, tokens, strict=True))
+        hidden_SD = hidden_TD if len(wanted) == len(hidden_TD) else hidden_TD[wanted]
+        choices = [sequence.choice for sequence in ready for _ in range(1 + len(sequence.drafts))]
+        tokens = choose(self._model.logits(hidden_SD), choices)
+        return [(sequence, _accepted(sequence.drafts, tokens)) for sequence in ready]
 
-    def _prepare(self, decoding: list[Sequence], prefills: Prefills, chunks: tuple[Chunk, ...]) -> Step:
-        positions = [sequence.computed for sequence in decoding]
-        slots = [sequence.slot for sequence in decoding]
-        longest = max(positions, default=0) + 1
-        positions_B = self._tensor(positions)
-        hidden = []
-        if decoding:
-            hidden.append(self._model.embed(self._tensor([sequence.ids[-1] for sequence in decoding])))
-        for (sequence, count), chunk in zip(prefills, chunks, strict=True):
-            positions.extend(range(chunk.position, chunk.position + count))
-            slots.extend([chunk.slot] * count)
-            hidden.append(self._prompt(sequence, chunk))
-        positions_T = self._tensor(positions) if prefills else positions_B
-        return Step(
-            hidden_TD=hidden[0] if len(hidden) == 1 else torch.cat(hidden),
-            positions_T=positions_T,
-            rows=self._cache.rows(self._tensor(slots), positions_T),
-            decoding=len(decoding),
-            longest=longest,
-            mask=self._mask(positions_B, longest) if decoding else None,
-            chunks=chunks,
+    def _batch(self, rows: Rows) -> Batch:
+        counts = np.array([count for _, count in rows], dtype=np.int32)
+        computed = np.array([sequence.computed for sequence, _ in rows], dtype=np.int32)
+        starts_B1 = np.zeros(len(rows) + 1, dtype=np.int32)
+        np.cumsum(counts, out=starts_B1[1:])
+        tables_BN = np.zeros((len(rows), max(len(sequence.blocks) for sequence, _ in rows)), dtype=np.int32)
+        for table, (sequence, _) in zip(tables_BN, rows, strict=True):
+            table[: len(sequence.blocks)] = sequence.blocks
+        offsets = np.repeat(computed - starts_B1[:-1], counts)
+        return Batch(
+            hidden_TD=self._hidden(rows, starts_B1),
+            positions_T=np.arange(starts_B1[-1], dtype=np.int32) + offsets,
+            starts_B1=starts_B1,
+            lengths_B=computed + counts,
+            tables_BN=tables_BN,
+            adapters=_adapters(rows, starts_B1),
         )
 
-    def _mask(self, positions_B: Tensor, longest: int) -> Tensor:
-        """float32 [decoding, longest]: 0 up to each request's own position, -inf beyond."""
-        beyond = self._columns[:longest] > positions_B[:, None]
-        return torch.zeros(beyond.shape, device=self._device).masked_fill_(beyond, -torch.inf)
-
-    def _prompt(self, sequence: Sequence, chunk: Chunk) -> Tensor:
-        """The embedded rows of a chunk; the whole prompt is embedded when its first chunk is."""
-        if sequence.embedded_TD is None:
-            sequence.embedded_TD = self._embed(sequence)
-        rows = sequence.embedded_TD[chunk.position : chunk.position + chunk.count]
-        if chunk.position + chunk.count == sequence.length:
-            sequence.embedded_TD = None
-        return rows
-
-    def _embed(self, sequence: Sequence) -> Tensor:
-        parts = []
-        for number, piece in enumerate(sequence.prompt.pieces):
-            if number:
-                parts.append(self._model.project(torch.from_numpy(sequence.prompt.visuals[number - 1])))
-            if piece:
-                parts.append(self._model.embed(self._tensor(list(piece))))
-        return torch.cat(parts)
-
-    def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+    def _hidden(self, rows: Rows, starts_B1: Int32s) -> Tensor:
+        """Embedded tokens, with images' projected rows in their places."""
+        tokens = list[int]()
+        for sequence, count in rows:
+            known = sequence.prefix.tokens[sequence.computed : sequence.computed + count]
+            tokens += known + sequence.drafts
+        ids_T = torch.tensor(tokens, dtype=torch.long)
+        if VISUAL not in tokens:
+            return self._model.embed(ids_T.to(self._model.device))
+        hidden_TD = self._model.embed(ids_T.clamp_min(0).to(self._model.device))
+        visual_QD = np.concatenate(
+            [visual for sequence, count in rows for visual in sequence.visual_rows(sequence.computed, count)]
+        )
+        at = torch.nonzero(ids_T == VISUAL)[:, 0].to(self._model.device)
+        hidden_TD[at] = self._model.project(torch.from_numpy(visual_QD))
+        return hidden_TD
 
 
-def _chunks(start: int, prefills: Prefills) -> tuple[Chunk, ...]:
-    chunks = []
-    for sequence, count in prefills:
-        chunks.append(Chunk(start, count, sequence.slot, sequence.computed))
-        start += count
-    return tuple(chunks)
+def _accepted(drafts: list[int], tokens: list[int]) -> list[int]:
+    """Takes the sequence's share off `tokens`: what the model chose, up to its first choice that was not guessed."""
+    right = 0
+    while right < len(drafts) and drafts[right] == tokens[right]:
+        right += 1
+    accepted = tokens[: right + 1]
+    del tokens[: len(drafts) + 1]
+    return accepted
+
+
+def _adapters(rows: Rows, starts_B1: Int32s) -> tuple[AdapterRows, ...]:
+    """Ranges of rows that share an adapter; `rows` are sorted by it."""
+    ranges = list[AdapterRows]()
+    for number, (sequence, _) in enumerate(rows):
+        if sequence.adapter is None:
+            continue
+        start, stop = (int(row) for row in starts_B1[number : number + 2])
+        if ranges and ranges[-1].adapter is sequence.adapter:
+            ranges[-1] = AdapterRows(sequence.adapter, ranges[-1].start, stop)
+        else:
+            ranges.append(AdapterRows(sequence.adapter, start, stop))
+    return tuple(ranges)

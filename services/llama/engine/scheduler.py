@@ -1,98 +1,152 @@
-"""Who runs in the next step: admits, chunks prompts, removes. Plain bookkeeping, no tensors but the slot copies.
+"""Who is in the next step, with how many rows: admits, chunks prompts, makes room, removes. No tensors.
 
-Running requests hold slots 0 … n - 1 without holes: first those that decode, then at most one whose prompt is
-only partly computed. A step computes at most `prefill_tokens` prompt tokens beside one token of each decoding
-request, so that a long prompt delays its neighbours by a bounded time. Who leaves is replaced by the last of
-its kind, which is the only copying there is.
+Each step has one row for every request that decodes, and up to `prefill_tokens` rows of prompts beside them, of as many
+prompts as fit in; so a long prompt delays its neighbours by a bounded time. A request is admitted when there are
+blocks for its whole prompt. What its prompt begins with may lie in blocks already, perhaps put there in this very
+step by another: a layer's keys and values are all written before its attention reads them. When no block
+is left for a token, the youngest running request gives up its own and waits again, first in the queue.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
+from services.llama.engine.blocks import BLOCK, BlockPool, blocks_for
 from services.llama.engine.sequence import Sequence
+
+Rows = list[tuple[Sequence, int]]
 
 
 class Scheduler:
-    """`move(source, target, length)` copies a slot's cache. Not thread-safe: it belongs to the engine's thread."""
+    """Not thread-safe: it belongs to the engine's thread.
 
-    def __init__(self, slots: int, prefill_tokens: int, move: Callable[[int, int, int], None]) -> None:
+    `running` is in the order of admission. `reuse` looks for what is cached already. Up to `guesses` tokens of an
+    answer are guessed ahead, where that can be verified.
+    """
+
+    def __init__(
+        self, slots: int, prefill_tokens: int, pool: BlockPool, *, reuse: bool = True, guesses: int = 0
+    ) -> None:
         self.slots = slots
+        self.pool = pool
         self.waiting: deque[Sequence] = deque()
-        self.decoding: list[Sequence] = []
-        self.partial: Sequence | None = None
-        self._in_step: list[tuple[Sequence, int]] = []
+        self.running: list[Sequence] = []
+        self.preempted = 0
         self._prefill_tokens = prefill_tokens
-        self._move = move
-
-    @property
-    def running(self) -> list[Sequence]:
-        return [*self.decoding, self.partial] if self.partial else self.decoding
+        self._reuse = reuse
+        self._guesses = guesses
+        self._step: Rows = []
 
     @property
     def idle(self) -> bool:
-        return not (self.waiting or self.decoding or self.partial)
+        return not (self.waiting or self.running)
 
-    def prefills(self, now: float) -> list[tuple[Sequence, int]]:
-        """The prompts to go on with in this step, each with its number of tokens; admits those that begin."""
-        budget, chosen = self._prefill_tokens, list[tuple[Sequence, int]]()
-        while budget > 0:
-            sequence = self.partial or self._admit(now, len(chosen))
-            if sequence is None:
-                break
-            count = min(budget, sequence.length - sequence.computed)
+    def step(self, now: float) -> Rows:
+        """Each sequence of the next step with its number of rows; those that decode come first."""
+        self._step = []
+        self._decode()
+        budget = self._prefill_tokens
+        prompts = [sequence for sequence in self.running if sequence.pending > 1]
+        while budget > 0 and (sequence := prompts.pop(0) if prompts else self._admit(now)):
+            count = min(budget, sequence.pending)
             budget -= count
-            chosen.append((sequence, count))
-            self.partial = None if sequence.computed + count == sequence.length else sequence
-            if self.partial:
-                break
-        self._in_step = chosen
-        return chosen
+            self._name(sequence, sequence.computed + count)
+            self._step.append((sequence, count))
+        return self._step
 
-    def _admit(self, now: float, beginning: int) -> Sequence | None:
-        slot = len(self.decoding) + beginning
-        if not self.waiting or slot >= self.slots:
+    def _decode(self) -> None:
+        """Oldest first, so that whoever loses its place has no rows yet."""
+        for sequence in list(self.running):
+            if sequence.blocks and sequence.pending == 1 and self._reach(sequence):
+                sequence.drafts = self._drafts(sequence)
+                self._step.append((sequence, 1 + len(sequence.drafts)))
+
+    def _reach(self, sequence: Sequence) -> bool:
+        """A block for the next position; False when the sequence itself had to give up its place."""
+        if sequence.computed < len(sequence.blocks) * BLOCK:
+            return True
+        while not self.pool.free:
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        sequence.blocks.append(self.pool.allocate())
+        return True
+
+    def _drafts(self, sequence: Sequence) -> list[int]:
+        """Guesses as far as its blocks go, and free ones: nobody loses a place for a guess."""
+        if not (self._guesses and sequence.guessable):
+            return []
+        drafts = sequence.lookup.guess(min(self._guesses, sequence.left - 1))
+        while sequence.computed + 1 + len(drafts) > len(sequence.blocks) * BLOCK and self.pool.free:
+            sequence.blocks.append(self.pool.allocate())
+        return drafts[: len(sequence.blocks) * BLOCK - sequence.computed - 1]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.waiting.appendleft(sequence)
+        self.preempted += 1
+
+    def _admit(self, now: float) -> Sequence | None:
+        """The first that waits, if its known tokens find room and leave a block to each that runs."""
+        if not self.waiting or len(self.running) >= self.slots:
             return None
-        sequence = self.waiting.popleft()
-        sequence.slot, sequence.admitted = slot, now
+        sequence = self.waiting[0]
+        found = self._find(sequence)
+        wanted = blocks_for(sequence.known) - len(found)
+        left = self.pool.free - sum(not self.pool.held(block) for block in found) - wanted
+        if left < len(self.running):
+            return None
+        self.waiting.popleft()
+        for block in found:
+            self.pool.hold(block)
+        sequence.blocks = found + [self.pool.allocate() for _ in range(wanted)]
+        sequence.computed = len(found) * BLOCK
+        if sequence.admitted != sequence.admitted:  # not a number yet: the first time
+            sequence.admitted, sequence.cached = now, sequence.computed
+        self.running.append(sequence)
         return sequence
 
-    def computed(self) -> None:
-        """After a step: the prompts that are complete decode from now on."""
-        for sequence in self.decoding:
-            sequence.computed += 1
-        for sequence, count in self._in_step:
-            sequence.computed += count
-            if sequence.prefilled:
-                self.decoding.append(sequence)
-        self._in_step = []
+    def _find(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold what the sequence begins with; its last known position is always computed."""
+        found: list[int] = []
+        if self._reuse:
+            for number in range((sequence.known - 1) // BLOCK):
+                block = self.pool.find(sequence.prefix.name(number))
+                if block is None:
+                    break
+                found.append(block)
+        return found
+
+    def _name(self, sequence: Sequence, positions: int) -> None:
+        """Names the blocks that are full once `positions` are computed."""
+        if self._reuse:
+            for number in range(sequence.computed // BLOCK, positions // BLOCK):
+                self.pool.name(sequence.blocks[number], sequence.prefix.name(number))
+
+    def computed(self, sequence: Sequence, positions: int) -> None:
+        """After a step: so many more of its positions are right; what was computed for wrong guesses is not."""
+        self._name(sequence, sequence.computed + positions)
+        sequence.computed += positions
+        sequence.drafts = []
 
     def remove(self, sequence: Sequence) -> None:
-        """Frees the slot of a running sequence, or takes a waiting one out of the queue."""
-        if sequence.slot < 0:
+        """Takes a sequence out, whether it runs or waits; its blocks are free at once."""
+        if sequence.blocks:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
             self.waiting.remove(sequence)
-            return
-        hole, sequence.slot = sequence.slot, -1
-        if sequence is self.partial:
-            self.partial = None
-            return
-        last = self.decoding.pop()
-        if last is not sequence:
-            self.decoding[hole] = last
-            hole = self._put(last, hole)
-        if self.partial:
-            self._put(self.partial, hole)
-
-    def _put(self, sequence: Sequence, slot: int) -> int:
-        source, sequence.slot = sequence.slot, slot
-        self._move(source, slot, sequence.computed)
-        return source
 
     def abandon(self) -> list[Sequence]:
-        """Forgets all that run, also those of a step that failed; gives them back."""
-        in_step = [sequence for sequence, _ in self._in_step if sequence is not self.partial]
-        running = [*self.running, *in_step]
-        self.decoding.clear()
-        self.partial, self._in_step = None, []
-        return running
+        """After a step that failed: forgets all that run, and all content of the cache; gives back who ran."""
+        abandoned, self.running = self.running, []
+        for sequence in abandoned:
+            self._release(sequence)
+        self.pool.forget_all()
+        return abandoned
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks, sequence.drafts, sequence.computed = [], [], 0

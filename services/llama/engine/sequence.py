@@ -1,7 +1,8 @@
 """One request inside the engine: its prompt, how far it is computed, what it has said, and when.
 
-A sequence waits, is admitted to a slot, has its prompt computed (in one or more chunks), then decodes a token
-a step until something ends it. It knows nothing of threads, batches or tensors of others.
+A sequence waits, is admitted, has its prompt computed (in one or more chunks), then decodes a token a step until
+something ends it. When memory runs out it may lose its place: it waits again, with all it has said, and has prompt
+and answer so far computed once more. It knows nothing of threads, batches or tensors of others.
 """
 
 from __future__ import annotations
@@ -9,9 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from services.llama.engine.blocks import blocks_for
 from services.llama.engine.detokenizer import Detokenizer, StopStrings, TokenBytes
+from services.llama.engine.lookup import Lookup
+from services.llama.engine.lora import LoraAdapter
+from services.llama.engine.prefix import Prefix
 from services.llama.engine.sampler import Choice
 from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Delta, Prompt, Usage
@@ -19,7 +25,11 @@ from services.llama.engine.seam import Delta, Prompt, Usage
 
 @dataclass(eq=False)
 class Sequence:
-    """State of a request. `computed` counts positions whose keys and values are cached; `slot` is -1 while waiting."""
+    """State of a request. `computed` counts positions whose keys and values are in its `blocks`, in order.
+
+    `cached` of the prompt's positions were reused when it was first admitted. `drafts` are guesses at the next
+    tokens, to be verified in the step that is under way.
+    """
 
     prompt: Prompt
     sampling: Sampling
@@ -27,18 +37,22 @@ class Sequence:
     table: TokenBytes
     context: int
     submitted: float
-    slot: int = -1
+    adapter: LoraAdapter | None = None
+    blocks: list[int] = field(default_factory=list)
     computed: int = 0
+    cached: int = 0
+    drafts: list[int] = field(default_factory=list)
     admitted: float = math.nan
     first_token: float = math.nan
     cancelled: bool = False
-    embedded_TD: Tensor | None = None
     ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
     delivered: bool = False
 
     def __post_init__(self) -> None:
         self.length = self.prompt.positions
+        self.prefix = Prefix(self.prompt, self.adapter.lineage if self.adapter else b"")
+        self.lookup = Lookup(self.prefix.tokens)
         self.choice = Choice(self.sampling)
         for piece in self.prompt.pieces:
             self.choice.saw(piece)
@@ -49,8 +63,41 @@ class Sequence:
         self._taken = 0
 
     @property
-    def prefilled(self) -> bool:
-        return self.computed >= self.length
+    def known(self) -> int:
+        """Positions whose tokens are known: of the prompt, and of what was generated."""
+        return self.length + len(self.ids)
+
+    @property
+    def pending(self) -> int:
+        """Known positions that are still to be computed: one while it decodes, more while a prompt is computed."""
+        return self.length + len(self.ids) - self.computed
+
+    @property
+    def guessable(self) -> bool:
+        """Whether the likeliest token is always the next one: only then can guesses be verified."""
+        sampling = self.sampling
+        return sampling.greedy and not self.choice.penalised
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still generate."""
+        return self._limit - len(self.ids)
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks that it can need at its longest; the last token's keys and values are never computed."""
+        return blocks_for(self.length + self._limit - 1)
+
+    def visual_rows(self, start: int, count: int) -> list[npt.NDArray[np.float16]]:
+        """The visual tokens among the positions from `start` on, in order."""
+        found, stop, begin = [], start + count, 0
+        for piece, visual in zip(self.prompt.pieces, self.prompt.visuals, strict=False):
+            begin += len(piece)
+            rows = visual[max(0, start - begin) : max(0, stop - begin)]
+            if len(rows):
+                found.append(rows)
+            begin += len(visual)
+        return found
 
     def cancel(self) -> None:
         """From any thread; seen at the next step."""
@@ -61,6 +108,7 @@ class Sequence:
         if not self.ids:
             self.first_token = now
         self.ids.append(token)
+        self.prefix.extend((token,))
         self.choice.saw((token,))
         if token in eos and not self.sampling.ignore_eos:
             self._end("stop")
@@ -101,4 +149,5 @@ class Sequence:
             queue_seconds=self.admitted - self.submitted,
             prefill_seconds=self.first_token - self.admitted,
             decode_seconds=now - self.first_token,
+            cached_tokens=self.cached,
         )

@@ -14,6 +14,7 @@ from collections import Counter
 
 import torch
 
+from services.llama.engine.adapters import Adapters
 from services.llama.engine.delivery import Delivery
 from services.llama.engine.runner import Runner
 from services.llama.engine.scheduler import Scheduler
@@ -32,13 +33,14 @@ class Worker:
         self,
         runner: Runner,
         scheduler: Scheduler,
+        adapters: Adapters,
         delivery: Delivery,
         *,
         eos: frozenset[int],
         capacity: int,
         threads: int,
     ) -> None:
-        self._runner, self._scheduler, self._delivery = runner, scheduler, delivery
+        self._runner, self._scheduler, self._adapters, self._delivery = runner, scheduler, adapters, delivery
         self._eos, self._capacity, self._threads = eos, capacity, threads
         self._wake = threading.Condition()
         self._inbox: list[Sequence] = []
@@ -46,6 +48,7 @@ class Worker:
         self._closing = self._stopping = False
         self._drained = threading.Event()
         self._count: Counter[str] = Counter()
+        self._step_seconds = 0.0
         self._first_tokens: list[float] = []
         self._thread = threading.Thread(target=self._run, name="llama-engine", daemon=True)
         self._thread.start()
@@ -65,7 +68,16 @@ class Worker:
     def stats(self) -> Stats:
         running = len(self._scheduler.running)
         waiting = max(0, len(self._streams) - running)
-        return Stats(running=running, waiting=waiting, slots=self._scheduler.slots, **self._count)
+        return Stats(
+            running=running,
+            waiting=waiting,
+            slots=self._scheduler.slots,
+            blocks=self._scheduler.pool.count,
+            blocks_used=self._scheduler.pool.used,
+            preempted=self._scheduler.preempted,
+            step_seconds=self._step_seconds,
+            **self._count,
+        )
 
     def first_token_seconds(self) -> list[float]:
         taken, self._first_tokens = self._first_tokens, []
@@ -110,19 +122,38 @@ class Worker:
 
     def _step(self) -> None:
         self._drop_unwanted()
-        prefills = self._scheduler.prefills(time.perf_counter())
-        if not prefills and not self._scheduler.decoding:
+        began = time.perf_counter()
+        rows = self._scheduler.step(began)
+        if not rows:
             return
-        chosen = self._runner.step(self._scheduler.decoding, prefills)
-        self._scheduler.computed()
+        chosen = self._runner.step(rows)
         now = time.perf_counter()
-        for sequence, token in chosen:
-            if not sequence.ids:
-                self._count["prompt_tokens"] += sequence.length
-                self._first_tokens.append(now - sequence.submitted)
+        tokens = dict(chosen)
+        for sequence, count in rows:
+            drafted = len(sequence.drafts)
+            accepted = len(tokens[sequence]) - 1 if drafted else 0
+            self._scheduler.computed(sequence, count - drafted + accepted)
+            self._count["drafted"] += drafted
+            self._count["accepted"] += accepted
+        for sequence, given in chosen:
+            self._append(sequence, given, now)
+        self._count["steps"] += 1
+        self._step_seconds += now - began
+        self._deliver([sequence for sequence, _ in chosen], now)
+
+    def _append(self, sequence: Sequence, tokens: list[int], now: float) -> None:
+        if not sequence.ids:
+            self._count["prompt_tokens"] += sequence.length
+            self._count["cached_tokens"] += sequence.cached
+            self._first_tokens.append(now - sequence.submitted)
+        for token in tokens:
             sequence.append(token, self._eos, now)
-        self._count["tokens"] += len(chosen)
-        pairs = [(sequence, self._streams[sequence]) for sequence, _ in chosen]
+            self._count["tokens"] += 1
+            if sequence.finish_reason:
+                break
+
+    def _deliver(self, sequences: list[Sequence], now: float) -> None:
+        pairs = [(sequence, self._streams[sequence]) for sequence in sequences]
         self._delivery.gather((pair for pair in pairs if not pair[0].finish_reason), len(pairs), now)
         for sequence, stream in pairs:
             if sequence.finish_reason and (last := sequence.take(now)):
@@ -144,6 +175,7 @@ class Worker:
 
     def _leave(self, sequence: Sequence, outcome: str) -> NativeStream:
         self._count[outcome] += 1
+        self._adapters.leave(sequence.adapter)
         with self._wake:
             return self._streams.pop(sequence)
 
