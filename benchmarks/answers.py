@@ -66,7 +66,7 @@ async def ask_all(address: str, pictures: Iterable[Picture]) -> list[Answer]:
     todo, answers = iter(pictures), list[Answer]()
 
     async def client() -> None:
-        caller = await HttpCaller.connect(address)
+        caller = HttpCaller(address)
         for picture in todo:
             image = as_png(picture)
             for (kind, language), question in QUESTIONS.items():

@@ -107,7 +107,7 @@ async def run(checkpoint: Path, requests: int) -> None:
     torch.set_num_threads(1)
     async with running_stack(Options(checkpoint, 0, 0), lambda _: None) as addresses:
         callers: dict[str, Caller] = {
-            "HTTP": await HttpCaller.connect(addresses.http),
+            "HTTP": HttpCaller(addresses.http),
             "gRPC": GrpcCaller(addresses.grpc),
         }
         timings = await measure(direct, callers, requests)

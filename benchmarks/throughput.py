@@ -75,7 +75,7 @@ async def stack(clients: int, count: int) -> dict[str, list[tuple[float, list[Ti
     async with running_stack(Options(FOLDER, 0, 0), lambda _: None) as addresses:
         grpc_callers = [GrpcCaller(addresses.grpc) for _ in range(clients)]
         results["gRPC"] = await rounds(clients, count, lambda client: grpc_callers[client].ask(ask()))
-        http_callers = [await HttpCaller.connect(addresses.http) for _ in range(clients)]
+        http_callers = [HttpCaller(addresses.http) for _ in range(clients)]
         results["HTTP"] = await rounds(clients, count, lambda client: http_callers[client].ask(ask()))
         closing = [caller.close() for caller in grpc_callers] + [caller.close() for caller in http_callers]
         await asyncio.gather(*closing)

@@ -11,7 +11,7 @@ import httpx
 import typer
 
 from cli.chat import Question, Report, image_url, stream_answer
-from cli.state import running
+from cli.state import only_stack
 from cli.text import CommandError, say
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -36,7 +36,7 @@ def ask(
     options = {"max_tokens": max_tokens, "temperature": temperature}
     sampling = {name: value for name, value in options.items() if value is not None}
     question = Question([image_url(word) for word in images], text, sampling)
-    report = asyncio.run(_ask(url or _only_stack(), question, show=not as_json))
+    report = asyncio.run(_ask(url or only_stack().url, question, show=not as_json))
     if as_json:
         say(json.dumps(_as_dict(report), ensure_ascii=False))
     elif stats:
@@ -63,13 +63,6 @@ def _split(words: list[str]) -> tuple[list[str], str]:
     if not question.strip():
         raise CommandError("the question is empty", 2)
     return images, question
-
-
-def _only_stack() -> str:
-    stacks = running()
-    if not stacks:
-        raise CommandError("no stack is running on this machine: start one with `ziya up`, or name one with --url")
-    return stacks[0][1].url
 
 
 def _as_dict(report: Report) -> dict[str, object]:

@@ -19,6 +19,7 @@ COMMANDS = {
     "data": "Pack pictures and texts into a dataset for training.",
     "convert": "Turn Hugging Face or Ziya weights into a checkpoint, and back.",
     "plan": "Say how many replicas of each stage a load needs, and what gives way first.",
+    "bench": "Measure a running server under load: latencies, throughput, errors.",
     "demo": "Start a stack, ask about pictures it has not seen, show the answers, stop.",
 }
 app = typer.Typer(

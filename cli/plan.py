@@ -18,11 +18,10 @@ from cli.capacity.request import STAGES
 from cli.capacity.sizing import Plan, Sizing
 from cli.capacity.stage_times import SHIPPED, StageTimes
 from cli.capacity.workload import Goal
+from cli.seconds import seconds
 from cli.text import CommandError, say
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-UNITS = {"ms": 0.001, "s": 1.0}
 
 
 @app.command()
@@ -51,7 +50,7 @@ def plan(
         raise CommandError(f"--rps must be above 0, not {rps:g}", 2)
     measured = StageTimes.load(times or SHIPPED)
     settings = read_values(values or [])
-    goal = Goal(rps, _seconds(p99_ttft), Mix(image_share, reuse, prompt_tokens, answer_tokens))
+    goal = Goal(rps, seconds(p99_ttft, "--p99-ttft"), Mix(image_share, reuse, prompt_tokens, answer_tokens))
     with Console(stderr=True).status("trying") as status:
         found = Sizing(goal, measured, limits_of(settings), seed, status.update).plan()
     chart = _chart(found, settings)
@@ -62,17 +61,6 @@ def plan(
     if times is None:
         say("       (shipped with the program; measure your own machines and give them with --times)")
     _tell(found, chart, goal)
-
-
-def _seconds(text: str) -> float:
-    unit = next((unit for unit in UNITS if text.strip().endswith(unit)), "")
-    try:
-        seconds = float(text.strip().removesuffix(unit)) * UNITS[unit]
-    except (KeyError, ValueError):
-        seconds = 0.0
-    if not (0 < seconds < math.inf):
-        raise CommandError(f"--p99-ttft is a time such as 2s or 800ms, not {text!r}", 2)
-    return seconds
 
 
 def _chart(found: Plan, values: Values) -> dict[str, int]:

@@ -95,6 +95,14 @@ def running(folder: Path | None = None) -> list[tuple[Path, Addresses]]:
     return found
 
 
+def only_stack() -> Addresses:
+    """The first ready stack of the default place. Raises CommandError when there is none."""
+    stacks = running()
+    if not stacks:
+        raise CommandError("no stack is running on this machine: start one with `ziya up`, or name one with --url")
+    return stacks[0][1]
+
+
 def _default_folders() -> Iterator[Path]:
     yield home() / "stack"
     for number in count(2):
