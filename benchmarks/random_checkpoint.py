@@ -113,10 +113,13 @@ def _llama_config() -> LlamaConfig:
 
 
 def _tokenizer(seed: int) -> Tokenizer:
-    """A byte-level BPE over invented words in two scripts, filled up to the vocabulary's size."""
-    tokenizer = _byte_pairs(seed, VOCABULARY - 2, ["<unk>", "<s>", "</s>"])
+    """A byte-level BPE over invented words in two scripts, filled up to the vocabulary's size but for one row.
+
+    That one is for `<image>`, which other projects' layouts have: with a row more no matrix would be a round size.
+    """
+    tokenizer = _byte_pairs(seed, VOCABULARY - 3, ["<unk>", "<s>", "</s>"])
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<human>", "<bot>")])
-    missing = range(tokenizer.get_vocab_size(), VOCABULARY)
+    missing = range(tokenizer.get_vocab_size(), VOCABULARY - 1)
     tokenizer.add_tokens([AddedToken(f"<extra_{number}>") for number in missing])
     return tokenizer
 

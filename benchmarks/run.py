@@ -14,10 +14,11 @@ import sys
 from benchmarks.answers import PACKAGES
 
 SERVING = ("first_token", "throughput")
+ENGINES = ("engines", "engine_in_stack", "vision_path", "engine_reuse")
 TRAINING = ("fine_tuning", "pretraining", "training_saves", "instruct_13b")
 OPERATOR = ("operator_latency", "operator_recovery", "operator_idle")
 CAPACITY = ("simulated_stack", "scaling")
-ALL = (*SERVING, *TRAINING, *OPERATOR, *CAPACITY, "answers")
+ALL = (*SERVING, *ENGINES, *TRAINING, *OPERATOR, *CAPACITY, "answers")
 
 
 def main() -> None:

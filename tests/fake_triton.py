@@ -41,6 +41,7 @@ class FakeTriton(GRPCInferenceServiceServicer):
 
     `error_after`: words sent before `late_error` comes. `pause_after`: words sent before `pause` is waited for.
     `tokens`: so many are told of each word; with None, none are, as a language model of an older release does.
+    Asked for logarithms, it tells one of each word.
     """
 
     def __init__(self, announcements: Announcements) -> None:
@@ -85,7 +86,10 @@ class FakeTriton(GRPCInferenceServiceServicer):
                 raise self.late_error
             if self.pause is not None and number == self.pause_after:
                 await self.pause.passing()
-            yield _response(word, self.tokens)
+            logprobs = ""
+            if (count := asked.sampling.get("logprobs")) is not None:
+                logprobs = json.dumps([logprob_of(word, count)])
+            yield _response(word, self.tokens, logprobs=logprobs)
         image_tokens = CONFIG.queries * len(asked.sights)
         usage = {
             "prompt_tokens": sum(map(len, asked.texts)) + image_tokens,
@@ -125,14 +129,24 @@ class FakeTriton(GRPCInferenceServiceServicer):
         )
 
 
+def logprob_of(word: str, count: int) -> dict[str, Any]:
+    """What the fake model tells of a word."""
+    data = word.encode()
+    told = {"id": len(data), "token": word, "bytes": list(data), "logprob": -len(data) / 8}
+    return told | {"top_logprobs": [told | {"id": number} for number in range(count)]}
+
+
 def _response(
-    text: str, tokens: int | None, finish_reason: str = "", usage: str = ""
+    text: str, tokens: int | None, finish_reason: str = "", usage: str = "", logprobs: str | None = None
 ) -> kserve.ModelStreamInferResponse:
     response = kserve.ModelInferResponse(model_name="ziya_llama")
     if tokens is not None:
         response.outputs.add(name="tokens", datatype="INT32", shape=[1])
         response.raw_output_contents.append(struct.pack("<i", tokens))
-    for name, value in (("text", text), ("finish_reason", finish_reason), ("usage", usage)):
+    outputs = [("text", text), ("finish_reason", finish_reason), ("usage", usage)]
+    if logprobs is not None:
+        outputs.append(("logprobs", logprobs))
+    for name, value in outputs:
         response.outputs.add(name=name, datatype="BYTES", shape=[1])
         raw = value.encode()
         response.raw_output_contents.append(struct.pack("<I", len(raw)) + raw)

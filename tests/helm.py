@@ -75,6 +75,7 @@ CASES: dict[str, Case] = {
     "logins": Case("values-tiny.yaml", _LOGINS),
     "tls elsewhere": Case("", {**_NO_REDIS, **_TLS, "redis.url": "rediss://there:6380/0", "redis.tlsSecret": "there"}),
     "kserve tls": Case("values-kserve.yaml", {**_LOGINS, **_TLS, "tls.issuer.kind": "ClusterIssuer"}),
+    "vllm": Case("", {"llama.engine": "vllm", "llama.vllm.tensorParallel": 2, "llama.vllm.quantise": "fp8"}),
     "one namespace": Case("", {"operator.namespace": "training"}),
     "serving alone": Case("", {"operator.enabled": False, "networkPolicy.enabled": False}),
 }

@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 
 from services.llama.engine.blocks import BLOCK, BlockPool
 from services.llama.engine.detokenizer import TokenBytes
+from services.llama.engine.prefix import Prefix
 from services.llama.engine.sampling import Sampling
 from services.llama.engine.scheduler import Scheduler
 from services.llama.engine.seam import Prompt
@@ -95,14 +96,22 @@ class Bench:
     def _advance(self, sequence: Sequence, count: int) -> None:
         drafts, ready = list(sequence.drafts), count >= sequence.pending
         right = self.rng.randint(0, len(drafts))
+        if ready:
+            for token in [*drafts[:right], self.rng.randrange(3)]:
+                sequence.append(token, None, 0.0)
         self.scheduler.computed(sequence, count - len(drafts) + right)
-        if not ready:
-            return
-        for token in [*drafts[:right], self.rng.randrange(3)]:
-            sequence.append(token, frozenset(), 0.0)
         if sequence.finish_reason:
+            self._check_names(sequence)
             self.scheduler.remove(sequence)
             self.finished.append(sequence)
+
+    @staticmethod
+    def _check_names(sequence: Sequence) -> None:
+        """Its blocks go by the names that whoever goes on with this answer will look for."""
+        fresh = Prefix(sequence.prompt)
+        fresh.extend(sequence.ids)
+        for number in range(sequence.computed // BLOCK):
+            assert sequence.prefix.name(number) == fresh.name(number)
 
     @staticmethod
     def _history(sequence: Sequence, drafts: list[int]) -> list[int]:

@@ -50,6 +50,7 @@ WHERE = {
     "llama.kserve.enabled": "kserve",
     "llama.kserve.mode": "kserve",
     "llama.kserve": "knative",
+    "llama.vllm": "vllm",
     "autoscaling.kind": "hpa",
     "vision.replicas": "default",
     "qformer.replicas": "default",

@@ -196,6 +196,6 @@ def test_adapters_go_with_smaller_weights(checkpoint: Path, texts: list[Tensor],
 def test_what_cannot_be_done_is_refused_by_its_setting(checkpoint: Path) -> None:
     half = load_llama(checkpoint, dtype=torch.float16)
     with pytest.raises(SettingsError, match="ZIYA_LLAMA_KERNELS"):
-        choose_model(half, 512, kernels="compiled", quantise="none", threads=1)
+        choose_model(half, 512, kernels="compiled", quantise="none", threads=1, slots=1)
     with pytest.raises(SettingsError, match="ZIYA_LLAMA_QUANTISE"):
-        choose_model(load_llama(checkpoint), 512, kernels="torch", quantise="int8", threads=1)
+        choose_model(load_llama(checkpoint), 512, kernels="torch", quantise="int8", threads=1, slots=1)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
+from services.llama.engine.blocks import BLOCK
 from services.llama.engine.lookup import GRAMS, Lookup
 from services.llama.engine.prefix import VISUAL
 from services.llama.engine.sampling import Sampling
@@ -97,8 +98,10 @@ async def test_right_guesses_save_steps(tiny_checkpoint: Path, forgetful: LlamaF
     async with engine_on(tiny_checkpoint, kernels=kernels, attention=FORGETFUL, lookup_tokens=4) as engine:
         answer = await ask(engine, prompt, Sampling(max_tokens=200, ignore_eos=True))
         stats = engine.stats()
+        follow_up = await ask(engine, Prompt((prompt.pieces[0] + tuple(answer.ids),)), Sampling(max_tokens=1))
     assert stats.accepted > 50
     assert stats.steps == 200 - stats.accepted
+    assert follow_up.usage.cached_tokens == (4 + 199) // BLOCK * BLOCK  # what guesses led to is reused as well
     assert answer.ids == reference(tiny_checkpoint, prompt, 200, other=forgetful, eos_token_id=None)
 
 

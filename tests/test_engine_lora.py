@@ -5,54 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from services.llama.engine.engine import NativeEngine
 from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Prompt
+from tests.adapters import ALL, Trained, train
 from tests.engines import BOTH, DEFAULTS, Answer, ask, engine_on, random_prompt, reference, settled
-from training import lora
-from training.recipe import Lora
 from ziya.errors import Cancelled, InvalidRequest
 
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 pytestmark = BOTH
 
 
 @pytest.fixture(autouse=True)
 def every_engine_here(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEFAULTS, "kernels", kernels)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An adapter's files, and the whole model with the adapter folded in."""
-
-    folder: Path
-    merged: LlamaForCausalLM
-
-
-def train(checkpoint: Path, folder: Path, seed: int, targets: tuple[str, ...], rank: int) -> Trained:
-    """Adapters that change a lot: B of fresh ones is zero."""
-    model = LlamaForCausalLM.from_pretrained(checkpoint / "llama", dtype=torch.float32).eval()
-    lora.attach(model, Lora(rank=rank, alpha=1.5 * rank, targets=targets), seed)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if ".lora_B." in name:
-                nn.init.normal_(weight, std=0.2)
-    lora.save_adapter(model, folder)
-    merged = LlamaForCausalLM(model.config).eval()
-    merged.load_state_dict(lora.merged_state(model), strict=False)
-    return Trained(folder, merged)
 
 
 @pytest.fixture(scope="module")

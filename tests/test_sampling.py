@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from services.llama.engine.sampler import Choice, candidates, choose
+from services.llama.engine.choice import Choice
+from services.llama.engine.sampler import candidates, choose
 from services.llama.engine.sampling import Sampling
 from ziya.checkpoint import GenerationDefaults
 from ziya.errors import InvalidRequest
@@ -57,7 +57,7 @@ def test_draws_follow_transformers_distribution(sampling: dict[str, Any]) -> Non
     scores = logits()
     expected = transformers_probabilities(scores, **sampling)
     choice = Choice(Sampling(**sampling, seed=5))
-    counts = Counter(choose(scores[None].clone(), [choice])[0] for _ in range(DRAWS))
+    counts = Counter(choose(scores[None].clone(), [choice])[0].token for _ in range(DRAWS))
     assert all(expected[token] > 0 for token in counts)
     likely = [token for token in range(len(scores)) if expected[token] * DRAWS >= 5]
     chi = sum((counts[t] - DRAWS * float(expected[t])) ** 2 / (DRAWS * float(expected[t])) for t in likely)
@@ -83,23 +83,13 @@ def test_the_candidates_kept_are_transformers(top_p: float, top_k: int, seed: in
     assert len(kept ^ wanted) <= 1
 
 
-def test_repetition_penalty_is_transformers() -> None:
-    scores, seen = logits(), [3, 5, 5, 9]
-    expected = RepetitionPenaltyLogitsProcessor(1.8)(torch.tensor([seen]), scores[None].clone())
-    choice = Choice(Sampling(repetition_penalty=1.8))
-    choice.saw(seen)
-    ours = scores[None].clone()
-    choose(ours, [choice])
-    assert torch.equal(ours, expected)
-
-
 def test_rows_are_sampled_each_by_its_own_settings() -> None:
     rows = torch.stack([logits(seed=n) for n in range(4)])
     hot = Sampling(temperature=2.0, seed=1)
     ways = [Sampling(), hot, Sampling(temperature=1.0, top_k=1), Sampling(temperature=1.0, top_p=1e-6)]
     best = rows.argmax(-1).tolist()
     for _ in range(20):
-        tokens = choose(rows.clone(), [Choice(way) for way in ways])
+        tokens = [chosen.token for chosen in choose(rows.clone(), [Choice(way) for way in ways])]
         assert [tokens[0], tokens[2], tokens[3]] == [best[0], best[2], best[3]]
     alone, crowd = Choice(hot), [Choice(way) for way in ways]
     for _ in range(20):
@@ -110,6 +100,10 @@ def test_fields_are_taken_over_the_checkpoints_defaults() -> None:
     defaults = GenerationDefaults(max_tokens=9, temperature=0.5, top_p=0.2)
     sampling = Sampling.parse({"temperature": 0, "stop": "x", "top_k": None}, defaults)
     assert sampling == Sampling(temperature=0, top_p=0.2, max_tokens=9, stop=("x",))
+    raw = {"logit_bias": {"7": -100, "9": 1.5}, "logprobs": 3, "json_schema": {"type": "object"}}
+    sampling = Sampling.parse(raw, GenerationDefaults())
+    assert sampling.logit_bias == ((7, -100), (9, 1.5))
+    assert (sampling.logprobs, sampling.json_schema) == (3, '{"type": "object"}')
 
 
 @pytest.mark.parametrize(
@@ -130,6 +124,17 @@ def test_fields_are_taken_over_the_checkpoints_defaults() -> None:
         ({"stop": {"a": 1}}, "stop must be a string or a list"),
         ({"stop": ["x"] * 17}, "at most 16"),
         ({"ignore_eos": 1}, "ignore_eos must be true or false"),
+        ({"presence_penalty": 2.1}, "presence_penalty must be a number from -2 up to 2"),
+        ({"frequency_penalty": "x"}, "frequency_penalty"),
+        ({"logit_bias": {"1": 101}}, "each number of logit_bias"),
+        ({"logit_bias": {"one": 1}}, "each name in logit_bias must be a token id, not 'one'"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "at most 1024"),
+        ({"logprobs": 21}, "logprobs must be a whole number from 0 to 20"),
+        ({"logprobs": True}, "logprobs"),
+        ({"json_schema": 5}, "json_schema must be a JSON schema"),
+        ({"json_schema": "x" * 40_000}, "at most 32768"),
+        ({"json_schema": {}, "ignore_eos": True}, "exclude each other"),
     ],
 )
 def test_a_wrong_field_is_named(raw: dict[str, Any], sentence: str) -> None:

@@ -244,11 +244,27 @@ async def test_stop_strings_and_seeds_pass_through(client: TritonClient) -> None
 
 
 async def test_metrics_are_on_tritons_own_page(client: TritonClient, triton: TritonServer) -> None:
-    before = triton.metric("ziya_llama_tokens_total"), triton.metric("ziya_llama_first_token_seconds_count")
+    names = ("tokens_total", "first_token_seconds_count", "steps_total")
+    before = {name: triton.metric(f"ziya_llama_{name}") for name in names}
     await client.ask(QUESTION, GREEDY)
-    await until_metric(triton, "ziya_llama_tokens_total", before[0] + 24)
-    await until_metric(triton, "ziya_llama_first_token_seconds_count", before[1] + 1)
+    for name, more in zip(names, (24, 1, 24), strict=True):
+        await until_metric(triton, f"ziya_llama_{name}", before[name] + more)
     assert triton.metric("ziya_llama_slots") == 8
+    assert triton.metric("ziya_llama_step_seconds_total") > 0
+    await until_metric(triton, "ziya_llama_blocks_used", 0)
+    assert triton.metric("ziya_llama_blocks") > 0
+
+
+async def test_what_was_reused_is_counted(client: TritonClient, triton: TritonServer) -> None:
+    long = [" ".join(map(str, range(100)))]
+    pieces = await client.ask(long, GREEDY)
+    before = triton.metric("ziya_llama_cached_tokens_total")
+    again = await client.ask(long, GREEDY)
+    assert again[-1].usage is not None
+    cached = again[-1].usage["cached_tokens"]
+    assert text_of(again) == text_of(pieces)
+    assert cached > 0
+    await until_metric(triton, "ziya_llama_cached_tokens_total", before + cached)
 
 
 async def test_the_use_of_the_kv_cache_follows_what_runs(client: TritonClient, triton: TritonServer) -> None:
@@ -320,3 +336,18 @@ def test_a_server_whose_model_process_was_killed_ends(tmp_path: Path, tiny_check
         assert len(gone) == len(children) >= 2
     finally:
         server.stop()
+
+
+async def test_schemas_and_logprobs(client: TritonClient) -> None:
+    schema = {"type": "array", "items": {"enum": ["猫", "狗"]}, "minItems": 2, "maxItems": 2}
+    options = {"temperature": 1, "seed": 3, "max_tokens": 100, "json_schema": schema, "logprobs": 1}
+    pieces = await client.ask(QUESTION, options)
+    assert pieces[-1].finish_reason == "stop"
+    assert len(json.loads(text_of(pieces))) == 2
+    told = [word for piece in pieces for word in piece.logprobs]
+    assert len(told) == sum(piece.tokens for piece in pieces)
+    said = b"".join(bytes(word["bytes"] or ()) for word in told)
+    assert said.decode() == text_of(pieces)
+    assert all(len(word["top_logprobs"]) == 1 and word["logprob"] < 0 for word in told)
+    (refused,) = await client.ask(QUESTION, {"json_schema": {"type": "thing"}})
+    assert refused.error.startswith("InvalidRequest: json_schema: ")

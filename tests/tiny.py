@@ -33,6 +33,7 @@ def build_checkpoint(
     retrieval: bool = False,
     seed: int = 0,
     tied: bool = False,
+    heads: int = 4,
     kv_heads: int = 2,
     name: str = "ziya-test",
     shard_bytes: int = 4 << 30,
@@ -43,7 +44,9 @@ def build_checkpoint(
         vision = Blip2VisionModel(vision_config()).eval()
         qformer = qformer_module(text=reads_instruction or retrieval, retrieval=retrieval)
         tokenizer = llama_tokenizer()
-        llama = LlamaForCausalLM(llama_config(tokenizer.get_vocab_size(), tied=tied, kv_heads=kv_heads)).eval()
+        llama = LlamaForCausalLM(
+            llama_config(tokenizer.get_vocab_size(), tied=tied, heads=heads, kv_heads=kv_heads)
+        ).eval()
         projection = nn.Linear(qformer.config.hidden_size, llama.config.hidden_size)
         nn.init.normal_(projection.weight, std=INIT)
     tensors = llama.state_dict()
@@ -115,13 +118,13 @@ def qformer_module(*, text: bool = False, retrieval: bool = False) -> QFormerMod
     return module
 
 
-def llama_config(vocab: int, *, tied: bool = False, kv_heads: int = 2) -> LlamaConfig:
+def llama_config(vocab: int, *, tied: bool = False, heads: int = 4, kv_heads: int = 2) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocab,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         max_position_embeddings=CONTEXT,
         rms_norm_eps=1e-6,

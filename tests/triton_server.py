@@ -100,6 +100,7 @@ class Piece:
     finish_reason: str = ""
     usage: dict[str, Any] | None = None
     error: str = ""
+    logprobs: tuple[dict[str, Any], ...] = ()
 
 
 class TritonClient:
@@ -152,6 +153,8 @@ def _objects(texts: Sequence[str]) -> np.ndarray[Any, Any]:
 def _piece(response: service_pb2.ModelInferResponse) -> Piece:
     pairs = zip(response.outputs, response.raw_output_contents, strict=True)
     raw = {output.name: data for output, data in pairs}
-    text, reason, usage = (raw[name][4:].decode("utf-8") for name in ("text", "finish_reason", "usage"))
+    names = ("text", "finish_reason", "usage", "logprobs")
+    text, reason, usage, logprobs = (raw[name][4:].decode("utf-8") for name in names)
     tokens = int.from_bytes(raw["tokens"], "little")
-    return Piece(text, tokens, reason, json.loads(usage) if usage else None)
+    told = json.loads(logprobs) if logprobs else ()
+    return Piece(text, tokens, reason, json.loads(usage) if usage else None, logprobs=tuple(told))

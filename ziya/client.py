@@ -39,7 +39,10 @@ Picture = bytes | ImageId
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens; None leaves the checkpoint's default. `temperature` 0 is greedy."""
+    """How to choose tokens; None leaves the checkpoint's default. `temperature` 0 is greedy.
+
+    `logit_bias` is by token id; `logprobs` asks for logarithms of probabilities, with so many likeliest tokens beside.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
@@ -49,6 +52,11 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    logprobs: int | None = None
+    json_schema: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,19 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token of the answer, the logarithm of its probability, and the likeliest ones in its place."""
+
+    id: int
+    token: str
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """A piece of the answer. All but `text` and `request_id` are known on the last chunk only."""
+    """A piece of the answer. All but `text`, `logprobs` and `request_id` are known on the last chunk only."""
 
     text: str
     request_id: str
@@ -71,6 +90,7 @@ class Chunk:
     usage: Usage | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
     image_ids: tuple[str, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class ChatClient:
@@ -136,4 +156,9 @@ def _chunk(chunk: chat_pb2.ChatChunk) -> Chunk:
         seen = chunk.usage
         usage = Usage(seen.prompt_tokens, seen.image_tokens, seen.cached_tokens, seen.completion_tokens)
     ids = tuple(image.image_id for image in chunk.images)
-    return Chunk(chunk.text, chunk.request_id, chunk.finish_reason, usage, dict(chunk.stage_seconds), ids)
+    logprobs = tuple(map(_logprob, chunk.logprobs))
+    return Chunk(chunk.text, chunk.request_id, chunk.finish_reason, usage, dict(chunk.stage_seconds), ids, logprobs)
+
+
+def _logprob(seen: chat_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(seen.id, seen.token, seen.data, seen.logprob, tuple(map(_logprob, seen.top)))

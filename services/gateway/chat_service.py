@@ -22,6 +22,17 @@ from ziya.errors import BadField, InvalidRequest, ModelNotFound, NotFound
 
 FULL_NAME = pb.DESCRIPTOR.services_by_name["VisualChat"].full_name
 _ROLES = {pb.ROLE_USER: "user", pb.ROLE_ASSISTANT: "assistant", pb.ROLE_SYSTEM: "system"}
+_OPTIONAL = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "max_tokens",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "logprobs",
+)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -42,7 +53,9 @@ class ChatService(VisualChatServicer):
                         yield (
                             _last(piece, ask)
                             if isinstance(piece, Summary)
-                            else pb.ChatChunk(text=piece.text, request_id=ask.request_id)
+                            else pb.ChatChunk(
+                                text=piece.text, request_id=ask.request_id, logprobs=map(_logprob, piece.logprobs)
+                            )
                         )
             except BadField as error:
                 # Its class is the gateway's own; over the wire it goes by the name that clients know.
@@ -53,7 +66,7 @@ class ChatService(VisualChatServicer):
     def _ask(self, request: pb.ChatRequest, context: Context, started: float) -> Ask:
         metadata = dict(context.invocation_metadata() or ())
         salt = self._front.keys.check(str(metadata.get("authorization", "")))
-        self._front.check_model(request.model or self._front.model)
+        adapter = self._front.adapter_of(request.model or self._front.model)
         return Ask(
             dialogue=_dialogue(request),
             sampling=_sampling(request.sampling),
@@ -62,6 +75,7 @@ class ChatService(VisualChatServicer):
             request_id=telemetry.request_id.get(),
             salt=salt,
             traceparent=str(metadata.get("traceparent", "")),
+            adapter=adapter,
         )
 
 
@@ -97,9 +111,24 @@ def _image(image: pb.Image, where: str) -> ImageSource:
 
 
 def _sampling(given: pb.Sampling) -> Sampling:
-    optional = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "seed")
-    values = {name: getattr(given, name) for name in optional if given.HasField(name)}
-    return Sampling(**values, stop=tuple(given.stop), ignore_eos=given.ignore_eos)
+    values = {name: getattr(given, name) for name in _OPTIONAL if given.HasField(name)}
+    return Sampling(
+        **values,
+        stop=tuple(given.stop),
+        ignore_eos=given.ignore_eos,
+        logit_bias=dict(given.logit_bias),
+        json_schema=given.json_schema,
+    )
+
+
+def _logprob(word: dict[str, Any]) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        id=word["id"],
+        token=word["token"],
+        data=bytes(word["bytes"] or ()),
+        logprob=word["logprob"],
+        top=[_logprob(other) for other in word.get("top_logprobs", ())],
+    )
 
 
 def _last(summary: Summary, ask: Ask) -> pb.ChatChunk:

@@ -69,7 +69,7 @@ class Completions:
 
     async def _answer(self, request: Request, body: bytes, reply: Reply, started: float, deadline: float) -> None:
         asked = await asyncio.to_thread(parse, body) if len(body) > _THREAD_BYTES else parse(body)
-        self._front.check_model(asked.model)
+        adapter = self._front.adapter_of(asked.model)
         ask = Ask(
             dialogue=asked.dialogue,
             sampling=asked.sampling,
@@ -78,8 +78,10 @@ class Completions:
             request_id=telemetry.request_id.get(),
             salt=self._front.keys.check(request.headers.get("authorization", "")),
             traceparent=request.headers.get("traceparent", ""),
+            adapter=adapter,
         )
-        shape = Shape(ask.request_id, asked.model, include_usage=asked.include_usage)
+        wanted = asked.sampling.logprobs is not None
+        shape = Shape(ask.request_id, asked.model, include_usage=asked.include_usage, logprobs=wanted)
         async with aclosing(self._front.answer(ask)) as pieces:
             await (reply.stream(shape, pieces) if asked.stream else reply.whole(shape, pieces))
 

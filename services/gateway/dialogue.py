@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from ziya.errors import BadField
@@ -19,6 +19,8 @@ from ziya.prompt import Turn
 
 ROLES = ("system", "user", "assistant")
 MAX_STOPS = 16
+MAX_BIASES = 1024
+MAX_SCHEMA_LENGTH = 32_768
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -58,6 +60,11 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    json_schema: str = ""
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 2.0)
@@ -66,18 +73,33 @@ class Sampling:
         _within("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above=True)
         _within("max_tokens", self.max_tokens, 1, 1 << 20)
         _within("seed", self.seed, -(1 << 63), (1 << 64) - 1)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _within("logprobs", self.logprobs, 0, 20)
+        self._check_bias()
+        if len(self.json_schema) > MAX_SCHEMA_LENGTH:
+            raise BadField(f"a JSON schema has at most {MAX_SCHEMA_LENGTH} characters", "response_format")
+        if self.json_schema and self.ignore_eos:
+            raise BadField("ignore_eos: a JSON text has an end", "ignore_eos")
         if len(self.stop) > MAX_STOPS or not all(self.stop):
             raise BadField(f"stop: at most {MAX_STOPS} strings, none of them empty", "stop")
 
-    def to_wire(self, *, deadline: float, request_id: str, traceparent: str) -> str:
+    def _check_bias(self) -> None:
+        if len(self.logit_bias) > MAX_BIASES:
+            raise BadField(f"logit_bias: at most {MAX_BIASES} tokens", "logit_bias")
+        for token, bias in self.logit_bias.items():
+            _within("logit_bias", token, 0, (1 << 31) - 1)
+            _within("logit_bias", bias, -100.0, 100.0)
+
+    def to_wire(self, *, deadline: float, request_id: str, **more: str) -> str:
         """The `sampling` input of Triton's model `ziya_llama`: a JSON object without the absent fields."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         # By identity: 0 is a temperature, and equal to False.
-        wire = {n: value for n, value in values.items() if value is not None and value is not False and value != ()}
+        wire = {n: v for n, v in values.items() if v is not None and v is not False and v not in ((), {}, "")}
         if self.seed is not None:
             wire["seed"] = self.seed % (1 << 64)
         wire |= {"deadline": deadline, "request_id": request_id}
-        return json.dumps(wire | ({"traceparent": traceparent} if traceparent else {}))
+        return json.dumps(wire | {name: text for name, text in more.items() if text})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +121,17 @@ class Ask:
     request_id: str
     salt: str = ""
     traceparent: str = field(default="")
+    adapter: str = ""
+
+    @property
+    def wire(self) -> str:
+        """What goes with the prompt to Triton's model `ziya_llama`: its `sampling` input.
+
+        The salt goes along, since the language model reuses what it has computed for prompts that begin alike.
+        """
+        more = {"request_id": self.request_id, "traceparent": self.traceparent}
+        more |= {"salt": self.salt, "adapter": self.adapter}
+        return self.sampling.to_wire(deadline=self.deadline, **more)
 
 
 def to_dialogue(messages: Sequence[Message]) -> Dialogue:

@@ -56,10 +56,12 @@ class Front:
         self._pipeline = pipeline
         self._metrics = metrics
 
-    def check_model(self, name: str) -> None:
-        """Raises ModelNotFound unless `name` is the served model's."""
-        if name != self.model:
+    def adapter_of(self, name: str) -> str:
+        """The LoRA adapter in a model's name, as in ziya-visual:NAME; "" for none. ModelNotFound for another model."""
+        model, _, adapter = name.partition(":")
+        if model != self.model:
             raise ModelNotFound(f"the model {name!r} is not served here; this server has {self.model!r}")
+        return adapter
 
     def answer(self, ask: Ask) -> AsyncGenerator[Piece | Summary, None]:
         """The pipeline's answer."""

@@ -67,7 +67,7 @@ class HttpApi:
 
     async def _model(self, request: Request) -> Response:
         self._check_key(request)
-        self._front.check_model(request.path_params["name"])
+        self._front.adapter_of(request.path_params["name"])
         return JSONResponse(self._description())
 
     async def _ready(self, request: Request) -> Response:

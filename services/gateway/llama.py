@@ -31,13 +31,15 @@ _RESTARTING = ("Stub process", "unknown model", "is not ready")
 class Piece:
     """What one response brings: text, and on the last one why it ended ("stop", "length") and the usage.
 
-    `tokens` were written since the response before; 0 where the language model does not say.
+    `tokens` were written since the response before; 0 where the language model does not say. `logprobs` are OpenAI's
+    objects, with the token's id beside, one a token where they were asked for.
     """
 
     text: str
     finish_reason: str = ""
     usage: dict[str, Any] | None = None
     tokens: int = 0
+    logprobs: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +141,17 @@ def _strings(values: Sequence[str]) -> bytes:
 def _piece(response: kserve.ModelInferResponse) -> Piece:
     names = (output.name for output in response.outputs)
     raw = dict(zip(names, response.raw_output_contents, strict=True))
-    text, reason, usage = (str(raw.get(name, b"")[4:], "utf-8") for name in ("text", "finish_reason", "usage"))
+    wanted = ("text", "finish_reason", "usage", "logprobs")
+    text, reason, usage, logprobs = (str(raw.get(name, b"")[4:], "utf-8") for name in wanted)
     # A language model of an older release does not tell its tokens.
     tokens = int.from_bytes(raw.get("tokens", b""), "little")
-    return Piece(text, reason, json.loads(usage) if usage else None, tokens)
+    return Piece(
+        text,
+        reason,
+        json.loads(usage) if usage else None,
+        tokens,
+        tuple(json.loads(logprobs)) if logprobs else (),
+    )
 
 
 def _from_message(message: str) -> ZiyaError:

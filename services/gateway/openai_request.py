@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from services.gateway.dialogue import Dialogue, ImageSource, Message, Sampling, to_dialogue
 from services.gateway.fields import Fields
+from services.gateway.openai_options import sampling_of
 from ziya.errors import BadField
 
 IMAGE_ID_SCHEME = "image-id:"
@@ -22,12 +23,6 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 # The values that change nothing; an empty tuple accepts every value.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "n": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (None,),
     "prediction": (None,),
@@ -77,37 +72,12 @@ def parse(body: bytes) -> Completion:
     fields = Fields(value)
     model = fields.need("model", str)
     messages = [_message(each, f"messages.{i}") for i, each in enumerate(fields.need("messages", list))]
-    sampling = _sampling(fields)
+    sampling = sampling_of(fields)
     stream = fields.take("stream", bool) or False
     include_usage = _stream_options(fields, stream)
     fields.neutral(_NEUTRAL)
     fields.done()
     return Completion(model, to_dialogue(messages), sampling, stream, include_usage)
-
-
-def _sampling(fields: Fields) -> Sampling:
-    old, new = fields.take("max_tokens", int), fields.take("max_completion_tokens", int)
-    if old is not None and new is not None and old != new:
-        raise BadField("max_tokens and max_completion_tokens differ; send one of them", "max_tokens")
-    return Sampling(
-        temperature=fields.take("temperature", float),
-        top_p=fields.take("top_p", float),
-        top_k=fields.take("top_k", int),
-        repetition_penalty=fields.take("repetition_penalty", float),
-        max_tokens=old if new is None else new,
-        seed=fields.take("seed", int),
-        stop=_stop(fields.raw("stop")),
-        ignore_eos=fields.take("ignore_eos", bool) or False,
-    )
-
-
-def _stop(value: object) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    stops = value if isinstance(value, list) else [value]
-    if not all(isinstance(stop, str) for stop in stops):
-        raise BadField("stop must be a string or an array of strings", "stop", "invalid_type")
-    return tuple(stops)
 
 
 def _stream_options(fields: Fields, stream: bool) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from services.gateway.job import Summary
@@ -17,25 +18,33 @@ HEARTBEAT = b": still working\n\n"
 
 
 class Shape:
-    """The bodies of one request's answer. `include_usage`: OpenAI's extra last chunk with the usage."""
+    """The bodies of one request's answer. `include_usage`: OpenAI's extra last chunk with the usage.
 
-    def __init__(self, request_id: str, model: str, *, include_usage: bool = False) -> None:
+    `logprobs`: whether the request asked for them, which an answer without a token says by an empty list.
+    """
+
+    def __init__(self, request_id: str, model: str, *, include_usage: bool = False, logprobs: bool = False) -> None:
         self._request_id = request_id
         self._head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}
         self._include_usage = include_usage
+        self._logprobs = logprobs
         head = json.dumps({**self._head, "object": "chat.completion.chunk"}, ensure_ascii=False)[:-1]
         self._before = f'data: {head}, "choices": [{{"index": 0, "delta": '
         usage = ', "usage": null' if include_usage else ""
-        self._after = f', "logprobs": null, "finish_reason": null}}]{usage}}}\n\n'
+        self._end = f', "finish_reason": null}}]{usage}}}\n\n'
+        self._after = f', "logprobs": null{self._end}'
         self._head_json = head
 
     def first(self) -> bytes:
         """The event that opens the message."""
         return f'{self._before}{{"role": "assistant", "content": ""}}{self._after}'.encode()
 
-    def piece(self, text: str) -> bytes:
-        """The event of some text."""
-        return f'{self._before}{{"content": {json.dumps(text, ensure_ascii=False)}}}{self._after}'.encode()
+    def piece(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> bytes:
+        """The event of some text, and of the logarithms of its tokens."""
+        after = self._after
+        if logprobs:
+            after = f', "logprobs": {json.dumps(_logprobs(logprobs), ensure_ascii=False)}{self._end}'
+        return f'{self._before}{{"content": {json.dumps(text, ensure_ascii=False)}}}{after}'.encode()
 
     def last(self, summary: Summary) -> bytes:
         """The closing events. Usage, if wanted, and our report are on the last chunk."""
@@ -46,10 +55,11 @@ class Shape:
         closing = self._event({"choices": [finish], "usage": None})
         return closing + self._event({"choices": [], "usage": usage_object(summary), "ziya": report}) + DONE
 
-    def whole(self, text: str, summary: Summary) -> bytes:
+    def whole(self, text: str, summary: Summary, logprobs: Sequence[dict[str, Any]] = ()) -> bytes:
         """The body of an answer that is not streamed."""
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": summary.finish_reason}
+        told = _logprobs(logprobs) if self._logprobs else None
+        choice = {"index": 0, "message": message, "logprobs": told, "finish_reason": summary.finish_reason}
         body: dict[str, Any] = {**self._head, "object": "chat.completion", "choices": [choice]}
         body |= {"usage": usage_object(summary), "ziya": self._report(summary)}
         return json.dumps(body, ensure_ascii=False).encode()
@@ -63,6 +73,10 @@ class Shape:
             "images": [{"image_id": image.image_id, "cached": image.cached} for image in summary.images],
             "stage_seconds": summary.stage_seconds,
         }
+
+
+def _logprobs(logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"content": list(logprobs), "refusal": None}
 
 
 def usage_object(summary: Summary) -> dict[str, Any]:

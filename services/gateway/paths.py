@@ -71,7 +71,7 @@ class Paths:
 
     def _open(self, job: Job, images: Sequence[str] | InlineTokens, stack: AsyncExitStack) -> LlamaStream:
         ask = job.ask
-        sampling = ask.sampling.to_wire(deadline=ask.deadline, request_id=ask.request_id, traceparent=ask.traceparent)
+        sampling = ask.wire
         prompt = Prompt(job.texts, images, sampling)
         stream = self._llama.open(prompt, deadline=ask.deadline, request_id=ask.request_id)
         stack.push_async_callback(stream.close)

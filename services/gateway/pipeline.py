@@ -58,12 +58,12 @@ class Pipeline:
             self._metrics.first_token.observe(job.stage_seconds["time_to_first_token"])
             pace = Pace(self._metrics.inter_token)
             while not piece.finish_reason:
-                if piece.text:
+                if piece.text or piece.logprobs:
                     yield piece
                 piece = await stream.read()
                 pace.came(piece.tokens)
-            if piece.text:
-                yield Piece(piece.text)
+            if piece.text or piece.logprobs:
+                yield Piece(piece.text, logprobs=piece.logprobs)
             summary = job.summary(piece)
             self._metrics.answered(summary)
             yield summary

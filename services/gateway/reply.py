@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
+from typing import Any
 
 from starlette.types import Send
 
@@ -41,12 +42,14 @@ class Reply:
     async def whole(self, shape: Shape, pieces: AsyncIterator[Piece | Summary]) -> None:
         """One JSON body at the end."""
         texts: list[str] = []
+        logprobs: list[dict[str, Any]] = []
         body = b""
         async for piece in pieces:
             if isinstance(piece, Summary):
-                body = shape.whole("".join(texts), piece)
+                body = shape.whole("".join(texts), piece, logprobs)
             else:
                 texts.append(piece.text)
+                logprobs += piece.logprobs
         await self._json(HTTPStatus.OK, body, {})
 
     async def stream(self, shape: Shape, pieces: AsyncIterator[Piece | Summary]) -> None:
@@ -55,7 +58,7 @@ class Reply:
         opening = shape.first()
         try:
             async for piece in pieces:
-                event = shape.last(piece) if isinstance(piece, Summary) else shape.piece(piece.text)
+                event = shape.last(piece) if isinstance(piece, Summary) else shape.piece(piece.text, piece.logprobs)
                 await self._event(opening + event)
                 opening = b""
         finally:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from services.llama.engine.seam import Delta, Engine, Prompt, Stream
 from services.llama.gauges import Gauges
+from services.llama.logprob_words import LogprobWords
 from services.llama.request import Inputs, Request, parse
 from services.llama.settings import Settings
 from services.llama.visual import VisualTokens
@@ -34,7 +35,7 @@ LONG_TEXT = 20_000  # characters from which tokenising would hold up the loop
 class Reply(Protocol):
     """A request's way back; `fail`, and `send` with a finish reason, end it."""
 
-    def send(self, text: str, tokens: int, finish_reason: str, usage: str) -> None: ...
+    def send(self, text: str, tokens: int, finish_reason: str, usage: str, logprobs: str) -> None: ...
 
     def fail(self, error: ZiyaError) -> None: ...
 
@@ -49,6 +50,7 @@ class Adapter:
     ) -> None:
         self._engine, self._visual, self._tokenizer = engine, visual, tokenizer
         self._config, self._settings = config, settings
+        self._logprobs = LogprobWords(tokenizer)
         self._capacity = settings.llama_max_running + settings.llama_max_waiting
         self._open: dict[Reply, asyncio.Task[None]] = {}
         self._waiting_for_images = 0
@@ -110,6 +112,7 @@ class Adapter:
     async def _answer(self, request: Request, reply: Reply) -> None:
         request_id.set(request.request_id)
         began = time.perf_counter()
+        await self._engine.prepare(request.sampling)
         prompt = await self._prompt(request)
         waited = time.perf_counter() - began if request.keys else 0.0
         stream = self._engine.submit(prompt, request.sampling, request.deadline)
@@ -133,11 +136,12 @@ class Adapter:
             raise
         finally:
             self._waiting_for_images -= bool(request.keys)
-        return Prompt(tuple(map(tuple, pieces)), visuals)
+        return Prompt(tuple(map(tuple, pieces)), visuals, request.salt, request.adapter)
 
     async def _send(self, stream: Stream, reply: Reply, waited: float) -> None:
         async for delta in stream:
-            reply.send(delta.text, len(delta.ids), delta.finish_reason, _usage(delta, waited))
+            logprobs = self._logprobs.json(delta.logprobs) if delta.logprobs else ""
+            reply.send(delta.text, len(delta.ids), delta.finish_reason, _usage(delta, waited), logprobs)
 
 
 def _usage(delta: Delta, waited: float) -> str:

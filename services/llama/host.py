@@ -14,9 +14,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from services.llama.adapter import Adapter, Reply
-from services.llama.engine.engine import NativeEngine
+from services.llama.adapter_folder import AdapterFolder
 from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Engine, Prompt
+from services.llama.engines import start_engine
 from services.llama.gauges import Gauges
 from services.llama.request import Inputs
 from services.llama.settings import Settings
@@ -24,7 +25,6 @@ from services.llama.visual import VisualTokens
 from ziya.bus import Announcements, Bus
 from ziya.checkpoint import read_config
 from ziya.errors import Unavailable
-from ziya.model.llama import load_llama
 from ziya.redis_arrival import RedisArrival
 from ziya.tls import Identity
 
@@ -65,9 +65,8 @@ class Host:
         config = read_config(settings.checkpoint)
         self._bus = Bus.of(settings)
         arriving = asyncio.create_task(RedisArrival.of(self._bus, settings).wait())
-        weights = await asyncio.to_thread(load_llama, settings.checkpoint, dtype=settings.dtype, device=settings.device)
-        tokenizer = Tokenizer.from_file(str(weights.tokenizer))
-        engine = NativeEngine(weights, settings.engine_options)
+        engine = await start_engine(settings)
+        tokenizer = Tokenizer.from_file(str(settings.checkpoint / "llama" / "tokenizer.json"))
         await _warm_up(engine)
         log.info("the language model is loaded")
         await arriving
@@ -75,6 +74,10 @@ class Host:
         await self._announcements.start()
         adapter = Adapter(engine, VisualTokens(self._announcements, config), tokenizer, config, settings)
         self._tasks = [asyncio.create_task(adapter.watch()), asyncio.create_task(adapter.report(gauges))]
+        if settings.llama_adapters_dir is not None:
+            folder = AdapterFolder(engine, settings.llama_adapters_dir)
+            await folder.look()
+            self._tasks.append(asyncio.create_task(folder.watch(settings.llama_adapters_interval)))
         return adapter
 
     async def _close(self) -> None:

@@ -40,6 +40,8 @@ class Request:
     sampling: Sampling
     deadline: float
     request_id: str
+    salt: bytes = b""
+    adapter: str = ""
 
 
 def parse(inputs: Inputs, config: CheckpointConfig, timeout: float) -> Request:
@@ -60,9 +62,16 @@ def parse(inputs: Inputs, config: CheckpointConfig, timeout: float) -> Request:
     options = _options(inputs.sampling)
     deadline, request_id = _deadline(options.pop("deadline", None), timeout), options.pop("request_id", None)
     options.pop("traceparent", None)  # nothing is traced here yet
-    return Request(
-        texts, keys, inline, Sampling.parse(options, config.generation), deadline, str(request_id) if request_id else ""
-    )
+    salt, adapter = _text("salt", options.pop("salt", None)), _text("adapter", options.pop("adapter", None))
+    sampling = Sampling.parse(options, config.generation)
+    name = str(request_id) if request_id else ""
+    return Request(texts, keys, inline, sampling, deadline, name, salt.encode(), adapter)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str | None):
+        raise InvalidRequest(f"{name} must be a string")
+    return value or ""
 
 
 def _strings(name: str, array: Array | None) -> tuple[str, ...]:

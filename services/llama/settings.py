@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
+from services.llama.engine.blocks import BLOCK
 from services.llama.engine.engine import EngineOptions
+from services.llama.engine.vllm_options import VllmOptions
 from ziya.settings import ProcessSettings
 
 
@@ -16,7 +19,8 @@ class Settings(ProcessSettings):
 
     program: ClassVar[str] = "llama"
 
-    llama_engine: Literal["native"] = "native"
+    # vllm needs the extra of that name.
+    llama_engine: Literal["native", "vllm"] = "native"
     # auto: bfloat16 on a GPU, float32 on a CPU (there it equals transformers token for token).
     llama_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     llama_device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -38,8 +42,23 @@ class Settings(ProcessSettings):
     llama_kv_blocks: int = Field(0, ge=0)
     # Keys and values of what a prompt begins with, images too, are kept and found again; off computes every prompt.
     llama_prefix_reuse: bool = True
+    # A folder of LoRA adapters as peft writes them, a folder each: loaded, unloaded and loaded anew while serving, as
+    # folders come, go and change. A request names one behind the model's name, as in ziya-visual:NAME.
+    llama_adapters_dir: Path | None = None
+    # How often it is looked at.
+    llama_adapters_interval: float = Field(5.0, gt=0)
     # Tokens of a greedy answer guessed ahead out of prompt and answer; pays where answers quote, 0 is off.
     llama_lookup_tokens: int = Field(0, ge=0, le=64)
+    # GPUs that share the model.
+    llama_vllm_tensor_parallel: int = Field(1, ge=1, le=64)
+    # The part of a GPU's memory that weights and KV cache may fill.
+    llama_vllm_memory: float = Field(0.9, gt=0, le=1)
+    # A way of vLLM's to quantise, as fp8 or bitsandbytes; "" is none, or the checkpoint's own.
+    llama_vllm_quantise: str = Field("", pattern=r"^[a-z0-9_-]*$")
+    # LoRA adapters that may be loaded; any at all costs memory and speed.
+    llama_vllm_adapters: int = Field(0, ge=0, le=64)
+    # Neither compiles nor captures graphs: a start in seconds, and slower steps.
+    llama_vllm_eager: bool = False
     # While many run, text is sent at most this often; each response costs its way to the client.
     llama_stream_interval: float = Field(0.2, ge=0)
     # How often Triton is asked whether a client went away.
@@ -73,4 +92,24 @@ class Settings(ProcessSettings):
             kernels=self.llama_kernels,
             quantise=self.llama_quantise,
             stream_interval=self.llama_stream_interval,
+        )
+
+    @property
+    def vllm_options(self) -> VllmOptions:
+        return VllmOptions(
+            dtype=str(self.dtype).removeprefix("torch."),
+            on_cpu=self.device.type == "cpu",
+            slots=self.llama_max_running,
+            waiting=self.llama_max_waiting,
+            context=self.llama_max_context,
+            threads=self.llama_threads,
+            prefill_tokens=self.llama_prefill_tokens,
+            kv_positions=self.llama_kv_blocks * BLOCK,
+            prefix_reuse=self.llama_prefix_reuse,
+            stream_interval=self.llama_stream_interval,
+            tensor_parallel=self.llama_vllm_tensor_parallel,
+            memory=self.llama_vllm_memory,
+            quantisation=self.llama_vllm_quantise,
+            adapters=self.llama_vllm_adapters,
+            eager=self.llama_vllm_eager,
         )

@@ -38,6 +38,13 @@ env:
   - {name: ZIYA_REDIS_START_SECONDS, value: {{ .root.Values.redis.startSeconds | quote }}}
   - {name: ZIYA_REQUEST_TIMEOUT, value: {{ .root.Values.requestTimeout | quote }}}
   - {name: ZIYA_DRAIN_SECONDS, value: {{ .root.Values.drainSeconds | quote }}}
+  - {name: ZIYA_LLAMA_ENGINE, value: {{ $values.engine }}}
+  {{- if eq $values.engine "vllm" }}
+  - {name: ZIYA_LLAMA_VLLM_TENSOR_PARALLEL, value: {{ $values.vllm.tensorParallel | quote }}}
+  - {name: ZIYA_LLAMA_VLLM_MEMORY, value: {{ $values.vllm.memory | quote }}}
+  - {name: ZIYA_LLAMA_VLLM_QUANTISE, value: {{ $values.vllm.quantise | quote }}}
+  - {name: ZIYA_LLAMA_VLLM_ADAPTERS, value: {{ $values.vllm.adapters | quote }}}
+  {{- end }}
   - {name: ZIYA_LLAMA_DEVICE, value: {{ $values.device }}}
   - {name: ZIYA_LLAMA_DTYPE, value: {{ $values.dtype }}}
   - {name: ZIYA_LLAMA_THREADS, value: {{ $values.threads | quote }}}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Prompt
 from ziya.errors import InvalidRequest, PromptTooLong
 
@@ -33,6 +34,11 @@ class Admission:
         self.check_length(prompt.text_tokens, prompt.image_tokens)
         for visual in prompt.visuals:
             self._check_visual(visual)
+
+    def check_bias(self, sampling: Sampling) -> None:
+        """Raises InvalidRequest for a biased token that the model does not have."""
+        if unknown := [token for token, _ in sampling.logit_bias if token >= self.vocabulary]:
+            raise InvalidRequest(f"logit_bias: the model, with {self.vocabulary} tokens, has no token {unknown[0]}")
 
     def check_length(self, text_tokens: int, image_tokens: int) -> None:
         """Raises PromptTooLong unless at least one token of an answer has room."""

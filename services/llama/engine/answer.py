@@ -1,6 +1,6 @@
 """One answer as it grows: tokens become text until an end token, a stop string or the limit ends it.
 
-For engines whose tokens come from elsewhere; what ends an answer, and what of it is shown, is the native engine's.
+Whichever engine the tokens come from, this says what ends an answer, and what of it is shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from services.llama.engine.seam import Delta, TokenLogprob, Usage
 
 
 class Answer:
-    """`ids` are the tokens so far, at most `limit`; `finish_reason` is "" until it has ended, then "stop" or "length"."""
+    """`ids` are the tokens so far, at most `limit`; `finish_reason` is "" until the end, then "stop" or "length"."""
 
     def __init__(self, table: TokenBytes, sampling: Sampling, eos: frozenset[int], limit: int) -> None:
         self.ids: list[int] = []

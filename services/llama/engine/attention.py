@@ -99,7 +99,7 @@ class PagedAttention:
     def attend(self, plan: Plan, queries_THd: Tensor, fresh: KeysValues, cached: KeysValues) -> Tensor:
         """[T, H * d]. Writes the rows' `fresh` keys and values [T, K, d] to the `cached` ones of the layer first."""
         for whole, rows in ((cached.keys, fresh.keys), (cached.values, fresh.values)):
-            whole.view(-1, self._width).index_copy_(0, plan.written, rows.flatten(0, 1))
+            whole.view(-1, self._width).index_copy_(0, plan.written, rows.flatten(0, 1).to(whole.dtype))
         if plan.decoding is not None and not plan.chunks:
             return self._decode(plan, queries_THd, cached)
         attended_TD = queries_THd.new_empty(len(queries_THd), self._heads * self._width)
@@ -113,7 +113,7 @@ class PagedAttention:
         """One query each. So keys times query is faster than query times transposed keys, and far faster than sdpa."""
         batch, length = plan.mask.shape
         lanes = batch * self._kv_heads
-        queries = queries_BHd.reshape(lanes, -1, self._width).transpose(1, 2)
+        queries = queries_BHd.to(cached.keys.dtype).reshape(lanes, -1, self._width).transpose(1, 2)
         scores = queries.new_empty(lanes, length, queries.shape[2])
         for part in self._parts(lanes, length, queries.device):
             keys = self._gather(plan.lanes, part, length, cached.keys)
@@ -125,7 +125,7 @@ class PagedAttention:
         for part in self._parts(lanes, length, queries.device):
             values = self._gather(plan.lanes, part, length, cached.values)
             torch.bmm(weights[part], values, out=attended[part])
-        return attended.view(batch, -1)
+        return attended.view(batch, -1).to(queries_BHd.dtype)
 
     def _parts(self, lanes: int, length: int, device: torch.device) -> list[slice]:
         """Lanes (a head of a request) to be taken at once, so that a CPU finds in its cache what it has just copied."""
@@ -141,10 +141,10 @@ class PagedAttention:
             for number, part in enumerate((cached.keys, cached.values))
         )
         attended_HTd = F.scaled_dot_product_attention(
-            queries_HTd[None], keys, values,
+            queries_HTd[None].to(keys.dtype), keys, values,
             attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=self._kv_heads != self._heads,
         )[0]  # fmt: skip
-        return attended_HTd.transpose(0, 1).reshape(chunk.stop - chunk.start, -1)
+        return attended_HTd.transpose(0, 1).reshape(chunk.stop - chunk.start, -1).to(queries_THd.dtype)
 
     def _gather(self, lanes: Tensor, part: slice, length: int, cached: Tensor, buffer: int = 0) -> Tensor:
         """The part's keys or values, [lanes, length, d], in a buffer that the next call with its number fills again."""

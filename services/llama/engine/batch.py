@@ -41,7 +41,8 @@ class Batch:
 
     `lengths_B` counts a sequence's positions in the cache after the step: its last row is at `lengths_B[b] - 1`.
     `tables_BN` has its blocks in order, filled up with 0: position p lies in block `tables_BN[b, p // size]`. All
-    int32 and C-contiguous. `adapters` are disjoint and in order; rows outside of them have none.
+    int32 and C-contiguous. Sequences may share blocks that one of them fills in this very step, so a model writes all
+    keys and values of a layer before any row attends. `adapters` are disjoint and in order; rows outside have none.
     """
 
     hidden_TD: Tensor

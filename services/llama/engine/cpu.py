@@ -46,7 +46,7 @@ def can_run(shape: LlamaShape, quantise: str = "none") -> bool:
 
 
 class CpuLlama:
-    """Takes `weights` over. `quantise` is "none", "int8" (a scale an output) or "int4" (one for 64 inputs; the head "int8").
+    """Takes `weights` over. `quantise` is "none", "int8" (a scale an output) or "int4" (one for 64 inputs; head: int8).
 
     With quantised weights rows become 8-bit integers as they come, with a scale each.
     """
@@ -61,7 +61,7 @@ class CpuLlama:
         self._rotations = _rotations(self.shape.head_dim, self.shape.rope_theta, context)
         plain = kernels.FLOAT32 if self.dtype == torch.float32 else kernels.BFLOAT16
         kind = {"none": plain, "int8": kernels.INT8, "int4": kernels.INT4}[quantise]
-        self._cache_dtype = torch.float32 if kind == kernels.FLOAT32 else torch.bfloat16
+        self.cache_dtype = torch.float32 if kind == kernels.FLOAT32 else torch.bfloat16
         self._model = library.ziya_new(ctypes.byref(self._native_shape(kind, context, threads)))
         if not self._model:
             raise MemoryError("no memory for the model")
@@ -73,7 +73,7 @@ class CpuLlama:
     def new_cache(self, blocks: int) -> KVCache:
         shape = self.shape
         size = (shape.layers, blocks, shape.kv_heads, BLOCK, shape.head_dim)
-        return KVCache(_huge_pages(size, self._cache_dtype), _huge_pages(size, self._cache_dtype))
+        return KVCache(_huge_pages(size, self.cache_dtype), _huge_pages(size, self.cache_dtype))
 
     def embed(self, ids_T: Tensor) -> Tensor:
         return F.embedding(ids_T, self._embedding).float()
@@ -147,8 +147,8 @@ class CpuLlama:
                 site, part, _ = SITES[name]
                 rank = -(-len(change.down) // RANK_STEP) * RANK_STEP
                 room = rank - len(change.down)
-                down = F.pad(change.down, (0, 0, 0, room)).to(self._cache_dtype).contiguous()
-                up = F.pad(change.up * change.scale, (0, room)).to(self._cache_dtype).contiguous()
+                down = F.pad(change.down, (0, 0, 0, room)).to(self.cache_dtype).contiguous()
+                up = F.pad(change.up * change.scale, (0, room)).to(self.cache_dtype).contiguous()
                 _check(
                     self._library.ziya_adapt(
                         self._model, packed, number, site, part, rank, down.data_ptr(), up.data_ptr()

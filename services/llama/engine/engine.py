@@ -8,14 +8,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from services.llama.engine.adapters import Adapters
+from services.llama.engine.admission import Admission
 from services.llama.engine.blocks import BLOCK, BlockPool, blocks_for
 from services.llama.engine.delivery import Delivery
 from services.llama.engine.detokenizer import TokenBytes
+from services.llama.engine.guided import Grammars
 from services.llama.engine.lora import read_adapter
 from services.llama.engine.models import choose_model
 from services.llama.engine.runner import Runner
@@ -27,6 +27,8 @@ from services.llama.engine.stream import NativeStream
 from services.llama.engine.worker import Worker
 from ziya.errors import InvalidRequest, PromptTooLong
 from ziya.model.llama import LlamaWeights
+
+COMPILE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,19 @@ class NativeEngine:
 
     def __init__(self, weights: LlamaWeights, options: EngineOptions) -> None:
         self._shape = weights.shape
-        self._visual_width = weights.projection_weight.shape[1]
-        self._table = TokenBytes(Tokenizer.from_file(str(weights.tokenizer)))
+        self._eos = frozenset(self._shape.eos_ids)
+        tokenizer = Tokenizer.from_file(str(weights.tokenizer))
+        self._table = TokenBytes(tokenizer)
+        self._grammars = Grammars(tokenizer, self._table, self._shape.vocab, tuple(self._shape.eos_ids))
         self.context = min(options.context or self._shape.max_positions, self._shape.max_positions)
+        self._admission = Admission(self._shape.vocab, weights.projection_weight.shape[1], self.context)
         model, torch_threads = choose_model(
-            weights, self.context, kernels=options.kernels, quantise=options.quantise, threads=options.threads
+            weights,
+            self.context,
+            kernels=options.kernels,
+            quantise=options.quantise,
+            threads=options.threads,
+            slots=options.slots,
         )
         self._pool = BlockPool(options.kv_blocks or options.slots * blocks_for(self.context))
         self._adapters = Adapters()
@@ -79,13 +89,14 @@ class NativeEngine:
             scheduler,
             self._adapters,
             Delivery(options.stream_interval, options.few),
-            eos=frozenset(self._shape.eos_ids),
             capacity=options.slots + options.waiting,
             threads=torch_threads,
         )
 
     def submit(self, prompt: Prompt, sampling: Sampling, deadline: float | None = None) -> NativeStream:
-        self._check(prompt)
+        self._admission.check(prompt)
+        self._admission.check_bias(sampling)
+        guide = self._grammars.guide(sampling.json_schema) if sampling.json_schema else None
         adapter = self._adapters.use(prompt.adapter)
         try:
             sequence = Sequence(
@@ -95,7 +106,9 @@ class NativeEngine:
                 table=self._table,
                 context=self.context,
                 submitted=time.perf_counter(),
+                eos=self._eos,
                 adapter=adapter,
+                guide=guide,
             )
             self._check_room(sequence)
             stream = NativeStream(asyncio.get_running_loop(), sequence.cancel)
@@ -105,13 +118,16 @@ class NativeEngine:
             raise
         return stream
 
+    async def prepare(self, sampling: Sampling) -> None:
+        if sampling.json_schema:
+            try:
+                async with asyncio.timeout(COMPILE_SECONDS):
+                    await asyncio.to_thread(self._grammars.guide, sampling.json_schema)
+            except TimeoutError:
+                raise InvalidRequest(f"json_schema takes longer than {COMPILE_SECONDS:g} s to compile") from None
+
     def check_length(self, text_tokens: int, image_tokens: int) -> None:
-        positions = text_tokens + image_tokens
-        if positions >= self.context:
-            raise PromptTooLong(
-                f"the prompt takes {positions} positions ({image_tokens} of them images), "
-                f"and the model has {self.context} for prompt and answer"
-            )
+        self._admission.check_length(text_tokens, image_tokens)
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         self._adapters.refuse(name)
@@ -132,29 +148,9 @@ class NativeEngine:
     async def close(self, drain_seconds: float = 0.0) -> None:
         await asyncio.to_thread(self._worker.stop, drain_seconds)
 
-    def _check(self, prompt: Prompt) -> None:
-        if len(prompt.pieces) != len(prompt.visuals) + 1:
-            raise InvalidRequest(
-                f"a prompt of {len(prompt.pieces)} text pieces takes {len(prompt.pieces) - 1} images, "
-                f"but {len(prompt.visuals)} came"
-            )
-        if not prompt.positions:
-            raise InvalidRequest("the prompt is empty")
-        if any(not 0 <= token < self._shape.vocab for piece in prompt.pieces for token in piece):
-            raise InvalidRequest(f"the prompt holds a token that the model, with {self._shape.vocab}, does not have")
-        self.check_length(prompt.text_tokens, prompt.image_tokens)
-        for visual in prompt.visuals:
-            self._check_visual(visual)
-
     def _check_room(self, sequence: Sequence) -> None:
         if sequence.most_blocks > self._pool.count:
             raise PromptTooLong(
                 f"prompt and answer may take {sequence.most_blocks} blocks of {BLOCK} positions, "
                 f"and the KV cache has {self._pool.count}"
             )
-
-    def _check_visual(self, visual: npt.NDArray[np.float16]) -> None:
-        if visual.ndim != 2 or visual.shape[1] != self._visual_width:
-            raise InvalidRequest(f"visual tokens must be [queries, {self._visual_width}], not {list(visual.shape)}")
-        if not np.isfinite(visual).all():
-            raise InvalidRequest("visual tokens hold values that are not finite")

@@ -9,6 +9,7 @@ import torch
 
 from services.llama.engine.batch import Model
 from services.llama.engine.cpu import CpuLlama, can_run
+from services.llama.engine.cuda import cuda_llama
 from services.llama.engine.llama import Llama
 from ziya.model.llama import LlamaWeights
 from ziya.settings import SettingsError
@@ -18,12 +19,13 @@ TORCH_THREADS_BESIDE_COMPILED = 1  # sampling's threads would otherwise fight wi
 
 
 def choose_model(
-    weights: LlamaWeights, context: int, *, kernels: str, quantise: str, threads: int
+    weights: LlamaWeights, context: int, *, kernels: str, quantise: str, threads: int, slots: int
 ) -> tuple[Model, int]:
     """The model and the threads that torch is to use beside it (0: its own choice).
 
-    `kernels` is "auto", "compiled" or "torch"; `quantise` is "none", "int8" or "int4". Raises SettingsError for what this
-    machine cannot do.
+    At most `slots` requests decode at once.
+    `kernels` is "auto", "compiled" or "torch"; `quantise` is "none", "int8" or "int4". Raises SettingsError for what
+    this machine cannot do.
     """
     tensor = weights.tensors["model.embed_tokens.weight"]
     compiled = (
@@ -34,11 +36,15 @@ def choose_model(
     if kernels == "compiled" and not compiled:
         raise SettingsError(
             "ZIYA_LLAMA_KERNELS is compiled, but the compiled model cannot run here: it takes a CPU with AVX512-BF16 "
-            "and VNNI, float32 or bfloat16, widths that are multiples of 32 (64 for int4), and `python -m services.llama.engine.kernels.build`"
+            "and VNNI, float32 or bfloat16, widths that are multiples of 32 (64 for int4), and "
+            "`python -m services.llama.engine.kernels.build`"
         )
     if kernels == "torch" or not compiled:
         if quantise != "none":
             raise SettingsError(f"ZIYA_LLAMA_QUANTISE is {quantise}, and only the compiled model can do that")
+        if tensor.device.type == "cuda" and kernels == "auto":
+            log.info("the model runs on a GPU", extra={"device": str(tensor.device), "dtype": str(tensor.dtype)})
+            return cuda_llama(weights, context, slots), threads
         log.info("the model runs on torch", extra={"device": str(tensor.device), "dtype": str(tensor.dtype)})
         return Llama(weights, context), threads
     count = threads or len(os.sched_getaffinity(0))

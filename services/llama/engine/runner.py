@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from services.llama.engine.batch import AdapterRows, Batch, Int32s, Model
+from services.llama.engine.choice import Chosen
 from services.llama.engine.kv_cache import KVCache
 from services.llama.engine.prefix import VISUAL
 from services.llama.engine.sampler import choose
 from services.llama.engine.scheduler import Rows
 from services.llama.engine.sequence import Sequence
-
-Chosen = list[tuple[Sequence, list[int]]]
 
 
 class Runner:
@@ -27,7 +26,7 @@ class Runner:
         self._model = model
         self._cache = cache
 
-    def step(self, rows: Rows) -> Chosen:
+    def step(self, rows: Rows) -> list[tuple[Sequence, list[Chosen]]]:
         """One forward pass; the next tokens of each request whose known positions are all computed after it."""
         rows = sorted(rows, key=lambda row: row[0].adapter.lineage if row[0].adapter else b"")
         batch = self._batch(rows)
@@ -41,8 +40,8 @@ class Runner:
             return []
         hidden_SD = hidden_TD if len(wanted) == len(hidden_TD) else hidden_TD[wanted]
         choices = [sequence.choice for sequence in ready for _ in range(1 + len(sequence.drafts))]
-        tokens = choose(self._model.logits(hidden_SD), choices)
-        return [(sequence, _accepted(sequence.drafts, tokens)) for sequence in ready]
+        chosen = choose(self._model.logits(hidden_SD), choices)
+        return [(sequence, _accepted(sequence.drafts, chosen)) for sequence in ready]
 
     def _batch(self, rows: Rows) -> Batch:
         counts = np.array([count for _, count in rows], dtype=np.int32)
@@ -80,13 +79,13 @@ class Runner:
         return hidden_TD
 
 
-def _accepted(drafts: list[int], tokens: list[int]) -> list[int]:
-    """Takes the sequence's share off `tokens`: what the model chose, up to its first choice that was not guessed."""
+def _accepted(drafts: list[int], chosen: list[Chosen]) -> list[Chosen]:
+    """Takes the sequence's share off `chosen`: what the model chose, up to its first choice that was not guessed."""
     right = 0
-    while right < len(drafts) and drafts[right] == tokens[right]:
+    while right < len(drafts) and drafts[right] == chosen[right].token:
         right += 1
-    accepted = tokens[: right + 1]
-    del tokens[: len(drafts) + 1]
+    accepted = chosen[: right + 1]
+    del chosen[: len(drafts) + 1]
     return accepted
 
 

@@ -1,51 +1,39 @@
 """Chooses the next token of every request at once, each by its own `Sampling`.
 
-Order and meaning are transformers': repetition penalty, temperature, top-k, top-p. A draw is one number from
-the request's own generator, turned into a token through the cumulated probabilities, so that neighbours in
-the batch never change an answer. Only as many candidates are sorted as the largest top-p needs: a full sort of
-a vocabulary for each token would cost more than the model does.
+A draw is one number from the request's own generator, turned into a token through the cumulated probabilities, so
+that neighbours in the batch never change an answer. Only a few candidates are sorted: a full sort of a
+vocabulary for each token would cost more than the model does. Rows that want the likeliest
+token and nothing else cost one argmax together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from random import Random
 
 import torch
 from torch import Tensor
 
+from services.llama.engine.adjust import adjust
+from services.llama.engine.choice import Choice, Chosen
+from services.llama.engine.logprobs import Logprobs
 from services.llama.engine.sampling import Sampling
 
 FIRST_CANDIDATES = 64
 GROWTH = 16
+FLAT = 1 << 40  # in the place of a number of candidates: top-p of a row whose likeliest hold too little
+TRIES = 16
 
 
-@dataclass
-class Choice:
-    """One request's sampling state: its generator, and the text tokens seen so far if they are penalised."""
-
-    sampling: Sampling
-    generator: Random = field(init=False)
-    seen: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.generator = Random(self.sampling.seed)
-
-    @property
-    def penalised(self) -> bool:
-        return self.sampling.repetition_penalty != 1.0
-
-    def saw(self, ids: Sequence[int]) -> None:
-        if self.penalised:
-            self.seen.update(ids)
-
-
-def choose(logits_SV: Tensor, choices: Sequence[Choice]) -> list[int]:
+def choose(logits_SV: Tensor, choices: Sequence[Choice]) -> list[Chosen]:
     """The next token of each row of float32 `logits_SV`, which may be overwritten."""
-    for row, choice in enumerate(choices):
-        if choice.penalised and choice.seen:
-            _penalise(logits_SV[row], choice)
+    if all(choice.plain for choice in choices):
+        return [Chosen(token) for token in logits_SV.argmax(-1).tolist()]
+    logprobs = Logprobs(logits_SV, choices)
+    adjust(logits_SV, choices)
+    return logprobs.of(_tokens(logits_SV, choices))
+
+
+def _tokens(logits_SV: Tensor, choices: Sequence[Choice]) -> list[int]:
     sampled = [row for row, choice in enumerate(choices) if not choice.sampling.greedy]
     if not sampled:
         return list(logits_SV.argmax(-1).tolist())
@@ -58,19 +46,13 @@ def choose(logits_SV: Tensor, choices: Sequence[Choice]) -> list[int]:
     return tokens
 
 
-def _penalise(logits_V: Tensor, choice: Choice) -> None:
-    ids = torch.tensor(list(choice.seen), device=logits_V.device)
-    scores, penalty = logits_V[ids], choice.sampling.repetition_penalty
-    logits_V[ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
-
-
 def _draw(logits_SV: Tensor, choices: Sequence[Choice]) -> list[int]:
     """Which way a row takes depends on its own settings alone: its neighbours must not change its answer."""
     vocabulary = logits_SV.shape[1]
     scaled_SV = logits_SV / _column([choice.sampling.temperature for choice in choices], logits_SV)
     luck = [choice.generator.random() for choice in choices]
     tokens = [0] * len(choices)
-    rows_of: dict[int, list[int]] = {}  # how many candidates a row needs, 0 for all in their own order
+    rows_of: dict[int, list[int]] = {}  # how many candidates a row needs; 0: all in their own order
     for row, choice in enumerate(choices):
         rows_of.setdefault(_candidates_needed(choice.sampling, vocabulary), []).append(row)
     while rows_of:
@@ -80,18 +62,22 @@ def _draw(logits_SV: Tensor, choices: Sequence[Choice]) -> list[int]:
         luck_S1 = _column([luck[row] for row in rows], scores_SV)
         if count == 0:
             picked: list[int | None] = list(_invert(scores_SV.softmax(-1), luck_S1))
+        elif count == FLAT:
+            picked = _draw_and_reject(scores_SV, [choices[row] for row in rows], [luck[row] for row in rows])
         else:
             picked = _draw_among(scores_SV, count, [choices[row].sampling for row in rows], luck_S1)
         for row, token in zip(rows, picked, strict=True):
-            if token is None:
-                rows_of.setdefault(min(count * GROWTH, vocabulary), []).append(row)
-            else:
+            if token is not None:
                 tokens[row] = token
+            elif count == FIRST_CANDIDATES:
+                rows_of.setdefault(FLAT, []).append(row)
+            else:
+                rows_of.setdefault(vocabulary, []).append(row)
     return tokens
 
 
 def _candidates_needed(sampling: Sampling, vocabulary: int) -> int:
-    """The first of the counts 64, 1024, … that holds the top-k; top-p may turn out to need more."""
+    """The first of the counts 64, 1024, … that holds the top-k; top-p alone may turn out to need more."""
     top_k = sampling.top_k if 0 < sampling.top_k < vocabulary else 0
     if not top_k and sampling.top_p == 1.0:
         return 0
@@ -99,6 +85,31 @@ def _candidates_needed(sampling: Sampling, vocabulary: int) -> int:
     while count < top_k:
         count *= GROWTH
     return min(count, vocabulary)
+
+
+def _draw_and_reject(scores_SV: Tensor, choices: Sequence[Choice], luck: list[float]) -> list[int | None]:
+    """A token by top-p out of a flat row, without sorting it: draws from all tokens until one lies within.
+
+    What is accepted has the distribution of what lies within. A token does when those likelier than it hold less than
+    top-p together. None where `TRIES` draws all lay outside, as with a small top-p they may.
+    """
+    probabilities_SV = scores_SV.softmax(-1)
+    tokens: list[int | None] = [None] * len(choices)
+    left = list(range(len(choices)))
+    for _ in range(TRIES):
+        rows_SV = probabilities_SV[left]
+        picked = _invert(rows_SV, _column([luck[row] for row in left], rows_SV))
+        own_S1 = rows_SV.gather(1, torch.tensor(picked, device=rows_SV.device)[:, None])
+        before_S = rows_SV.masked_fill(rows_SV <= own_S1, 0.0).sum(-1).tolist()
+        for row, token, before in zip(left, picked, before_S, strict=True):
+            if before < choices[row].sampling.top_p:
+                tokens[row] = token
+            else:
+                luck[row] = choices[row].generator.random()
+        left = [row for row in left if tokens[row] is None]
+        if not left:
+            break
+    return tokens
 
 
 def _draw_among(scores_SV: Tensor, count: int, samplings: Sequence[Sampling], luck_S1: Tensor) -> list[int | None]:

@@ -126,7 +126,11 @@ class Scheduler:
                 self.pool.name(sequence.blocks[number], sequence.prefix.name(number))
 
     def computed(self, sequence: Sequence, positions: int) -> None:
-        """After a step: so many more of its positions are right; what was computed for wrong guesses is not."""
+        """After a step, and after its tokens are known: so many more of its positions are right.
+
+        What was computed for wrong guesses is not, nor what right ones led to after the answer's end.
+        """
+        positions = min(positions, sequence.pending)
         self._name(sequence, sequence.computed + positions)
         sequence.computed += positions
         sequence.drafts = []

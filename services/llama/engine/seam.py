@@ -138,6 +138,9 @@ class Engine(Protocol):
     def context(self) -> int:
         """Positions that prompt and answer may take together."""
 
+    async def prepare(self, sampling: Sampling) -> None:
+        """Does what `submit` needs and takes long, off the loop: compiling a schema. Raises InvalidRequest."""
+
     def submit(self, prompt: Prompt, sampling: Sampling, deadline: float | None = None) -> Stream:
         """Raises InvalidRequest, PromptTooLong, Overloaded or Unavailable at once; `deadline` is unix seconds."""
 

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from services.llama.engine.answer import Answer
 from services.llama.engine.blocks import blocks_for
-from services.llama.engine.detokenizer import Detokenizer, StopStrings, TokenBytes
+from services.llama.engine.choice import Choice
+from services.llama.engine.detokenizer import TokenBytes
+from services.llama.engine.guided import Guide
 from services.llama.engine.lookup import Lookup
 from services.llama.engine.lora import LoraAdapter
 from services.llama.engine.prefix import Prefix
-from services.llama.engine.sampler import Choice
 from services.llama.engine.sampling import Sampling
-from services.llama.engine.seam import Delta, Prompt, Usage
+from services.llama.engine.seam import Delta, Prompt, TokenLogprob, Usage
 
 
 @dataclass(eq=False)
@@ -37,7 +39,9 @@ class Sequence:
     table: TokenBytes
     context: int
     submitted: float
+    eos: frozenset[int] = frozenset()
     adapter: LoraAdapter | None = None
+    guide: Guide | None = None
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
     cached: int = 0
@@ -45,22 +49,23 @@ class Sequence:
     admitted: float = math.nan
     first_token: float = math.nan
     cancelled: bool = False
-    ids: list[int] = field(default_factory=list)
-    finish_reason: str = ""
     delivered: bool = False
 
     def __post_init__(self) -> None:
         self.length = self.prompt.positions
         self.prefix = Prefix(self.prompt, self.adapter.lineage if self.adapter else b"")
         self.lookup = Lookup(self.prefix.tokens)
-        self.choice = Choice(self.sampling)
+        self.choice = Choice(self.sampling, self.guide)
         for piece in self.prompt.pieces:
             self.choice.saw(piece)
         self._limit = min(self.sampling.max_tokens, self.context - self.length)
-        self._detokenizer = Detokenizer(self.table)
-        self._stops = StopStrings(self.sampling.stop)
-        self._text: list[str] = []
-        self._taken = 0
+        self._answer = Answer(self.table, self.sampling, self.eos, self._limit)
+        self.ids = self._answer.ids
+
+    @property
+    def finish_reason(self) -> str:
+        """Empty until the answer has ended."""
+        return self._answer.finish_reason
 
     @property
     def known(self) -> int:
@@ -75,8 +80,7 @@ class Sequence:
     @property
     def guessable(self) -> bool:
         """Whether the likeliest token is always the next one: only then can guesses be verified."""
-        sampling = self.sampling
-        return sampling.greedy and not self.choice.penalised
+        return self.sampling.greedy and self.choice.memoryless
 
     @property
     def left(self) -> int:
@@ -103,43 +107,19 @@ class Sequence:
         """From any thread; seen at the next step."""
         self.cancelled = True
 
-    def append(self, token: int, eos: frozenset[int], now: float) -> None:
-        """Takes the next token; sets `finish_reason` when it is the last."""
+    def append(self, token: int, logprob: TokenLogprob | None, now: float) -> None:
+        """Takes the next token, which may end the answer."""
         if not self.ids:
             self.first_token = now
-        self.ids.append(token)
+        self._answer.append(token, logprob)
         self.prefix.extend((token,))
-        self.choice.saw((token,))
-        if token in eos and not self.sampling.ignore_eos:
-            self._end("stop")
-            return
-        text, stopped = self._stops.push(self._detokenizer.push(token))
-        self._text.append(text)
-        if stopped:
-            self.finish_reason = "stop"
-        elif len(self.ids) >= self._limit:
-            self._end("length")
-
-    def _end(self, reason: str) -> None:
-        """Gives out what was held back; a stop string may still be completed by the end of a broken character."""
-        self.finish_reason = reason
-        text, stopped = self._stops.push(self._detokenizer.flush())
-        self._text.append(text)
-        if stopped:
-            self.finish_reason = "stop"
-        else:
-            self._text.append(self._stops.flush())
+        self.choice.accept(token)
 
     def take(self, now: float) -> Delta | None:
         """What is new since the last time; None while that is nothing, as within a character."""
-        text = "".join(self._text)
-        if not text and not self.finish_reason:
-            return None
-        ids = tuple(self.ids[self._taken :])
-        self._text.clear()
-        self._taken = len(self.ids)
-        self.delivered = True
-        return Delta(text, ids, self.finish_reason, self._usage(now) if self.finish_reason else None)
+        delta = self._answer.take(self._usage(now) if self.finish_reason else None)
+        self.delivered = self.delivered or delta is not None
+        return delta
 
     def _usage(self, now: float) -> Usage:
         return Usage(

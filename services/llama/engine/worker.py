@@ -15,13 +15,14 @@ from collections import Counter
 import torch
 
 from services.llama.engine.adapters import Adapters
+from services.llama.engine.choice import Chosen
 from services.llama.engine.delivery import Delivery
 from services.llama.engine.runner import Runner
 from services.llama.engine.scheduler import Scheduler
 from services.llama.engine.seam import Stats
 from services.llama.engine.sequence import Sequence
 from services.llama.engine.stream import NativeStream
-from ziya.errors import Cancelled, DeadlineExceeded, Internal, Overloaded, Unavailable, ZiyaError
+from ziya.errors import Cancelled, DeadlineExceeded, Internal, InvalidRequest, Overloaded, Unavailable, ZiyaError
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,11 @@ class Worker:
         adapters: Adapters,
         delivery: Delivery,
         *,
-        eos: frozenset[int],
         capacity: int,
         threads: int,
     ) -> None:
         self._runner, self._scheduler, self._adapters, self._delivery = runner, scheduler, adapters, delivery
-        self._eos, self._capacity, self._threads = eos, capacity, threads
+        self._capacity, self._threads = capacity, threads
         self._wake = threading.Condition()
         self._inbox: list[Sequence] = []
         self._streams: dict[Sequence, NativeStream] = {}
@@ -126,37 +126,37 @@ class Worker:
         rows = self._scheduler.step(began)
         if not rows:
             return
-        chosen = self._runner.step(rows)
+        chosen = dict(self._runner.step(rows))
         now = time.perf_counter()
-        tokens = dict(chosen)
         for sequence, count in rows:
-            drafted = len(sequence.drafts)
-            accepted = len(tokens[sequence]) - 1 if drafted else 0
-            self._scheduler.computed(sequence, count - drafted + accepted)
-            self._count["drafted"] += drafted
-            self._count["accepted"] += accepted
-        for sequence, given in chosen:
+            drafted, given = len(sequence.drafts), chosen.get(sequence, [])
+            right = len(given) - 1 if drafted else 0
             self._append(sequence, given, now)
+            self._scheduler.computed(sequence, count - drafted + right)
+            self._count["drafted"] += drafted
+            self._count["accepted"] += right
         self._count["steps"] += 1
         self._step_seconds += now - began
-        self._deliver([sequence for sequence, _ in chosen], now)
+        self._deliver(list(chosen), now)
 
-    def _append(self, sequence: Sequence, tokens: list[int], now: float) -> None:
-        if not sequence.ids:
+    def _append(self, sequence: Sequence, chosen: list[Chosen], now: float) -> None:
+        if chosen and not sequence.ids:
             self._count["prompt_tokens"] += sequence.length
             self._count["cached_tokens"] += sequence.cached
             self._first_tokens.append(now - sequence.submitted)
-        for token in tokens:
-            sequence.append(token, self._eos, now)
+        for token, logprob in chosen:
+            sequence.append(token, logprob, now)
             self._count["tokens"] += 1
-            if sequence.finish_reason:
+            if sequence.finish_reason or sequence.choice.error:
                 break
 
     def _deliver(self, sequences: list[Sequence], now: float) -> None:
         pairs = [(sequence, self._streams[sequence]) for sequence in sequences]
         self._delivery.gather((pair for pair in pairs if not pair[0].finish_reason), len(pairs), now)
         for sequence, stream in pairs:
-            if sequence.finish_reason and (last := sequence.take(now)):
+            if sequence.choice.error:
+                self._drop(sequence, "failed", InvalidRequest(sequence.choice.error))
+            elif sequence.finish_reason and (last := sequence.take(now)):
                 self._delivery.put(stream, last)
                 self._scheduler.remove(sequence)
                 self._leave(sequence, "finished")

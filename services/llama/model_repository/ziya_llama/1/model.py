@@ -31,9 +31,10 @@ class Reply:
         self._sender = sender
         self._ended = False
 
-    def send(self, text: str, tokens: int, finish_reason: str, usage: str) -> None:
+    def send(self, text: str, tokens: int, finish_reason: str, usage: str, logprobs: str) -> None:
         outputs = [_string("text", text), pb_utils.Tensor("tokens", np.array([tokens], dtype=np.int32))]
         outputs += [_string("finish_reason", finish_reason), _string("usage", usage)]
+        outputs.append(_string("logprobs", logprobs))
         self._put(pb_utils.InferenceResponse(outputs), final=bool(finish_reason))
 
     def fail(self, error: ZiyaError) -> None:

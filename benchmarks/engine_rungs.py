@@ -1,0 +1,175 @@
+"""What each trick of the compiled forward pass brings: all but one of them, against all of them, in turns.
+
+    python -m benchmarks.engine_rungs [--at build/peers] [--precision bf16|int8] [--rounds 9]
+
+Each variant is the library compiled again with one thing changed in its sources; a change whose place is no longer
+found ends the benchmark, so that none is measured that is not there. Times of one step, of the 110M model that
+benchmarks.engines uses: 512 rows of prompts, and 1, 8 and 32 rows after 96 positions each. Last comes torch, which
+is the same engine without the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import machine, quiet
+from services.llama.engine import kernels
+from services.llama.engine.batch import Batch, Model
+from services.llama.engine.blocks import BLOCK
+from services.llama.engine.cpu import CpuLlama
+from services.llama.engine.kernels.build import FLAGS
+from services.llama.engine.kv_cache import KVCache
+from services.llama.engine.llama import Llama
+from ziya.model.llama import LlamaWeights, load_llama
+
+SOURCES = Path(kernels.__file__).parent
+CONTEXT, PAST, PROMPT, MOST = 256, 96, 64, 32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`old` of `file` becomes `new`."""
+
+    name: str
+    file: str = ""
+    old: str = ""
+    new: str = ""
+
+
+FUSED = "return quantised(kind) || step.adapter_ranges; }"
+VARIANTS = (
+    Variant("all of it"),
+    Variant("next tile not fetched", "matrix.h", "const int lines = fetch ? fetched : 0;", "const int lines = 0;"),
+    Variant("2 rows over a tile, not 6", "matrix.h", "return kind == INT4 ? 3 : 6;", "return kind == INT4 ? 1 : 2;"),
+    Variant("weights in small pages", "matrix.h", "if (page == HUGE_PAGE) madvise", "if (false) madvise"),
+    Variant("cache in small pages"),
+    Variant("cache not fetched", "attention.h", "fetching_ = first == 0;", "fetching_ = false;"),
+    Variant("one sum a query", "attention.h", "constexpr int chains = 4;", "constexpr int chains = 1;"),
+    Variant("barriers that sleep at once", "threads.h", "SPINS = 2000", "SPINS = 0"),
+    Variant("silu after a barrier", "llama.h", FUSED, "return step.rows > 0; }"),
+)
+
+
+def build(variant: Variant, folder: Path) -> Path:
+    """Compiles the variant. Raises ValueError when what it changes is not there exactly once."""
+    folder.mkdir()
+    for source in (*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")):
+        text = source.read_text("utf-8")
+        if variant.file == source.name:
+            if text.count(variant.old) != 1:
+                raise ValueError(f"{variant.name}: {variant.file} does not hold {variant.old!r} once")
+            text = text.replace(variant.old, variant.new)
+        (folder / source.name).write_text(text, "utf-8")
+    library = folder / "variant.so"
+    subprocess.run(["g++", *FLAGS, str(folder / "engine.cpp"), "-o", str(library)], check=True)
+    return library
+
+
+@contextmanager
+def in_use(library: Path) -> Iterator[None]:
+    """What is made within uses this library, also later on."""
+    kept, kernels.LIBRARY = kernels.LIBRARY, library
+    kernels.library.cache_clear()
+    try:
+        yield
+    finally:
+        kernels.LIBRARY = kept
+        kernels.library.cache_clear()
+
+
+class Timed:
+    """A model with a cache, and how long its steps take."""
+
+    def __init__(self, name: str, model: Model, cache: KVCache) -> None:
+        self.name, self._model, self._cache = name, model, cache
+        self._tables = np.arange(1, 1 + MOST * (CONTEXT // BLOCK), dtype=np.int32).reshape(MOST, -1)
+        self.seconds: dict[str, list[float]] = {}
+
+    def round(self) -> None:
+        prompts = 512 // PROMPT
+        self._time("512 rows of prompts", prompts, PROMPT, 0, repeat=1)
+        for count in (1, 8, MOST):
+            self._time(f"{count} rows", count, 1, PAST, repeat=8)
+
+    def _time(self, name: str, sequences: int, rows: int, past: int, repeat: int) -> None:
+        starts = np.arange(sequences + 1, dtype=np.int32) * rows
+        lengths = np.full(sequences, past + rows, np.int32)
+        positions = np.tile(np.arange(past, past + rows, dtype=np.int32), sequences)
+        tables = np.ascontiguousarray(self._tables[:sequences])
+        began = 0.0
+        for number in range(repeat + 1):
+            if number == 1:
+                began = time.perf_counter()
+            hidden = self._model.embed(torch.randint(10, 30000, (sequences * rows,)))
+            hidden = self._model.forward(Batch(hidden, positions, starts, lengths, tables), self._cache)
+            self._model.logits(hidden[rows - 1 :: rows])
+        self.seconds.setdefault(name, []).append((time.perf_counter() - began) / repeat)
+
+
+def made(load: Callable[[], LlamaWeights], precision: str, folder: Path) -> list[Timed]:
+    quantise = "int8" if precision == "int8" else "none"
+    found, threads = [], len(os.sched_getaffinity(0))
+    for number, variant in enumerate(VARIANTS):
+        with in_use(build(variant, folder / str(number))):
+            model = CpuLlama(load(), CONTEXT, threads, quantise)
+            small = variant.name == "cache in small pages"
+            blocks = 1 + MOST * (CONTEXT // BLOCK)
+            cache = (
+                KVCache.empty(model.shape, blocks, model.cache_dtype, model.device)
+                if small
+                else model.new_cache(blocks)
+            )
+            found.append(Timed(variant.name, model, cache))
+    torch_model = Llama(load(), CONTEXT)
+    found.append(Timed("torch", torch_model, torch_model.new_cache(1 + MOST * (CONTEXT // BLOCK))))
+    return found
+
+
+def report(timed: list[Timed]) -> str:
+    names = list(timed[0].seconds)
+    rows = []
+    for one in timed:
+        cells = []
+        for name in names:
+            ratios = [mine / whole for mine, whole in zip(one.seconds[name], timed[0].seconds[name], strict=True)]
+            cells.append(f"{1000 * statistics.median(one.seconds[name]):.2f} ms, {statistics.median(ratios):.2f}×")
+        rows.append([one.name, *cells])
+    return machine.table(["a step of", *names], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--at", type=Path, default=Path("build/peers"), help="where benchmarks.engines put its models")
+    parser.add_argument("--precision", choices=("bf16", "int8"), default="bf16")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for a quiet machine")
+    how = parser.parse_args()
+    torch.set_num_threads(1)
+    quiet.wait(how.patience, print)
+    print(machine.describe(), flush=True)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        timed = made(
+            lambda: load_llama(how.at / "models" / "checkpoint", dtype=torch.bfloat16), how.precision, Path(folder)
+        )
+        for _ in range(how.rounds):
+            for one in timed:
+                torch.set_num_threads(len(os.sched_getaffinity(0)) if one.name == "torch" else 1)
+                one.round()
+        print(f"\n{how.precision}; medians of {how.rounds} rounds in turns, and of each round's ratio to all of it\n")
+        print(report(timed))
+
+
+if __name__ == "__main__":
+    main()
