@@ -81,7 +81,7 @@ def test_on_a_cpu_the_cache_is_of_a_size_and_prompts_are_whole(
     assert arguments["kv_cache_memory_bytes"] == positions * 2 * 2 * 2 * 16 * 4
     assert not arguments["enable_chunked_prefill"]
     assert arguments["max_num_batched_tokens"] == 512 + 4
-    assert arguments["max_loras"] == 3
+    assert arguments["max_loras"] == 3 + 1
 
 
 def test_vllm_sees_the_model_without_the_projection(tiny_checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -96,7 +97,7 @@ class TestVllmEngine(Conformance):
             stream = engine.submit(PROMPT, ENDLESS)
             await anext(stream)
             for process in children() - before:
-                if "EngineCore" in " ".join(process.cmdline()):
+                if is_core(process):
                     process.kill()
             with pytest.raises(Unavailable, match="have ended"):
                 await drained(stream)
@@ -106,6 +107,46 @@ class TestVllmEngine(Conformance):
             with pytest.raises(Unavailable, match="have ended"):
                 engine.submit(PROMPT, greedy(2))
 
+    async def test_vllms_processes_end_with_ours(self, checkpoint: Path) -> None:
+        """Another process with an engine is killed: nothing of it may go on."""
+        code = "import sys, tests.test_vllm_engine as here; here.serve(sys.argv[1])"
+        command = [sys.executable, "-c", code, str(checkpoint)]
+        owner = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        assert owner.stdout is not None
+        try:
+            while (line := await owner.stdout.readline()) != b"serving\n":
+                assert line, "it ended before it served"
+            theirs = psutil.Process(owner.pid).children(recursive=True)
+            assert [process for process in theirs if is_core(process)]
+        finally:
+            owner.kill()
+            await owner.wait()
+        while any(map(runs, theirs)):
+            await asyncio.sleep(0.05)
+
+
+def serve(checkpoint: str) -> None:
+    """An engine until somebody kills the process."""
+
+    async def forever() -> None:
+        async with vllm_on(Path(checkpoint)) as engine:
+            assert (await ask(engine, PROMPT, greedy(2))).ids
+            print("serving", flush=True)  # noqa: T201
+            await asyncio.Event().wait()
+
+    asyncio.run(forever())
+
 
 def children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
+
+
+def is_core(process: psutil.Process) -> bool:
+    return process.name().startswith("VLLM::Engine")
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -32,6 +32,7 @@ from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Delta, Prompt, Stats, Usage
 from services.llama.engine.stream import NativeStream
 from services.llama.engine.vllm_adapters import VllmAdapters
+from services.llama.engine.vllm_leash import Leash
 from services.llama.engine.vllm_options import VllmOptions, engine_arguments, vllm_folder
 from services.llama.engine.vllm_request import Projection, check_params, engine_input, sampling_params, token_logprobs
 from services.llama.engine.vllm_stats import Recorder
@@ -82,6 +83,7 @@ class VllmEngine:
         self._first_tokens: list[float] = []
         self._numbers = 0
         self._closing = self._gone = False
+        self._leash = Leash(process.pid for process in llm.engine_core.resources.engine_manager.processes)
         self._watching = asyncio.create_task(self._watch())
 
     @classmethod
@@ -151,6 +153,7 @@ class VllmEngine:
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()  # or it would take the end of vLLM's processes for a failure
         await asyncio.to_thread(self._llm.shutdown, EXIT_SECONDS)
+        await asyncio.to_thread(self._leash.release)
 
     async def _serve(self, request: Running, adapter: LoraAdapter | None, deadline: float | None) -> None:
         left = None if deadline is None else deadline - time.time()

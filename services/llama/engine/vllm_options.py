@@ -18,6 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from services.llama.engine.lora import PROJECTIONS
 from ziya.model.layout import LlamaShape
 from ziya.model.llama import PROJECTION_FILE
 
@@ -84,7 +85,14 @@ def engine_arguments(options: VllmOptions, shape: LlamaShape, folder: Path) -> d
         "disable_log_stats": True,
     }
     if options.adapters:
-        arguments |= {"enable_lora": True, "max_loras": options.adapters, "max_lora_rank": MAX_LORA_RANK}
+        arguments |= {
+            "enable_lora": True,
+            # On a CPU, 0.32 takes the last place for requests without an adapter: it has to be empty.
+            "max_loras": options.adapters + options.on_cpu,
+            "max_lora_rank": MAX_LORA_RANK,
+            # Left to itself, vLLM has an adapter change the embedding, too; there 0.32 dies of prompts with embeddings.
+            "lora_target_modules": [module.rpartition(".")[2] for module in PROJECTIONS],
+        }
     if options.on_cpu or options.kv_positions:
         positions = options.kv_positions or options.slots * -(-context // CPU_BLOCK) * CPU_BLOCK
         arguments["kv_cache_memory_bytes"] = (
