@@ -51,6 +51,12 @@ env:
   - {name: ZIYA_LLAMA_MAX_RUNNING, value: {{ $values.maxRunning | int | quote }}}
   - {name: ZIYA_LLAMA_MAX_WAITING, value: {{ $values.maxWaiting | int | quote }}}
   - {name: ZIYA_LLAMA_MAX_CONTEXT, value: {{ $values.maxContext | int | quote }}}
+  - {name: ZIYA_LLAMA_QUANTISE, value: {{ $values.quantise }}}
+  - {name: ZIYA_LLAMA_KV_BLOCKS, value: {{ $values.kvBlocks | int | quote }}}
+  - {name: ZIYA_LLAMA_LOOKUP_TOKENS, value: {{ $values.lookupTokens | quote }}}
+  {{- if $values.adaptersClaim }}
+  - {name: ZIYA_LLAMA_ADAPTERS_DIR, value: /adapters}
+  {{- end }}
 # Triton listens when the model is loaded, has run once, and has Redis or has waited for it long enough: that takes its time
 # beside the weights', so that nobody is started again for want of Redis. From then on alive is Triton's own word, and asks
 # nobody. Should the model's process die, the server ends with it (services/llama/lifeline.py).
@@ -66,6 +72,9 @@ resources: {{- toYaml $values.resources | nindent 2 }}
 {{- include "ziya.secrets.mounts" (list . "llama") }}
 - {name: tmp, mountPath: /tmp}
 - {name: memory, mountPath: /dev/shm}
+{{- if .Values.llama.adaptersClaim }}
+- {name: adapters, mountPath: /adapters, readOnly: true}
+{{- end }}
 {{- end }}
 
 {{/* Takes the root. */}}
@@ -73,4 +82,7 @@ resources: {{- toYaml $values.resources | nindent 2 }}
 {{- include "ziya.secrets.volumes" (list . "llama" "llama") }}
 - {name: tmp, emptyDir: {}}
 - {name: memory, emptyDir: {medium: Memory, sizeLimit: {{ .Values.llama.sharedMemory }}}}
+{{- if .Values.llama.adaptersClaim }}
+- {name: adapters, persistentVolumeClaim: {claimName: {{ .Values.llama.adaptersClaim }}, readOnly: true}}
+{{- end }}
 {{- end }}
