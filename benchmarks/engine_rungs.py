@@ -54,7 +54,6 @@ VARIANTS = (
     Variant("next tile not fetched", "matrix.h", "const int lines = fetch ? fetched : 0;", "const int lines = 0;"),
     Variant("2 rows over a tile, not 6", "matrix.h", "return kind == INT4 ? 3 : 6;", "return kind == INT4 ? 1 : 2;"),
     Variant("weights in small pages", "matrix.h", "if (page == HUGE_PAGE) madvise", "if (false) madvise"),
-    Variant("cache in small pages"),
     Variant("cache not fetched", "attention.h", "fetching_ = first == 0;", "fetching_ = false;"),
     Variant("one sum a query", "attention.h", "constexpr int chains = 4;", "constexpr int chains = 1;"),
     Variant("barriers that sleep at once", "threads.h", "SPINS = 2000", "SPINS = 0"),
@@ -124,13 +123,7 @@ def made(load: Callable[[], LlamaWeights], precision: str, folder: Path) -> list
     for number, variant in enumerate(VARIANTS):
         with in_use(build(variant, folder / str(number))):
             model = CpuLlama(load(), CONTEXT, threads, quantise)
-            small = variant.name == "cache in small pages"
-            blocks = 1 + MOST * (CONTEXT // BLOCK)
-            cache = (
-                KVCache.empty(model.shape, blocks, model.cache_dtype, model.device)
-                if small
-                else model.new_cache(blocks)
-            )
+            cache = model.new_cache(1 + MOST * (CONTEXT // BLOCK))
             found.append(Timed(variant.name, model, cache))
     torch_model = Llama(load(), CONTEXT)
     found.append(Timed("torch", torch_model, torch_model.new_cache(1 + MOST * (CONTEXT // BLOCK))))

@@ -8,8 +8,6 @@ are. Keys lie in a block with the dimensions of 16 positions side by side (`kern
 from __future__ import annotations
 
 import ctypes
-import math
-import mmap
 import weakref
 
 import torch
@@ -18,7 +16,6 @@ from torch.nn import functional as F
 
 from services.llama.engine import kernels
 from services.llama.engine.batch import AdapterRows, Batch
-from services.llama.engine.blocks import BLOCK
 from services.llama.engine.kernels import DOWN, GATE_UP, OUT, QKV
 from services.llama.engine.kv_cache import KVCache
 from services.llama.engine.lora import LoraAdapter
@@ -71,9 +68,7 @@ class CpuLlama:
         self._load(weights.tensors)
 
     def new_cache(self, blocks: int) -> KVCache:
-        shape = self.shape
-        size = (shape.layers, blocks, shape.kv_heads, BLOCK, shape.head_dim)
-        return KVCache(_huge_pages(size, self.cache_dtype), _huge_pages(size, self.cache_dtype))
+        return KVCache.empty(self.shape, blocks, self.cache_dtype, self.device)
 
     def embed(self, ids_T: Tensor) -> Tensor:
         return F.embedding(ids_T, self._embedding).float()
@@ -155,13 +150,6 @@ class CpuLlama:
                     )
                 )
         return packed
-
-
-def _huge_pages(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros in pages of 2 MiB, each taken when it is touched: a step reads small pieces from all over the cache."""
-    memory = mmap.mmap(-1, math.prod(size) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(size)
 
 
 def _check(code: int) -> None:

@@ -165,7 +165,7 @@ class Llama {
     const int pieces = (rows + piece - 1) / piece;
     team_.each(thread, right.tiles * pieces, turn, [&](int item) {
       const int part = item % pieces, first = rows * part / pieces, end = rows * (part + 1) / pieces;
-      over_tile<right_kind>(left, first, end - first, right, item / pieces, take);
+      over_tile<right_kind>(left, first, end - first, right, item / pieces, pieces == 1, take);
     });
   }
 
@@ -281,12 +281,12 @@ class Llama {
         scratch.reserve(static_cast<size_t>(PIECE) * one.down.tiles * TILE), low.shape(PLAIN, PIECE, rank);
         const int wide = one.down.tiles * TILE;
         for (int tile = 0; tile < one.down.tiles; ++tile)
-          over_tile<PLAIN>(input, first, some, one.down, tile, [&](int row, int column, const __m512* sums) {
+          over_tile<PLAIN>(input, first, some, one.down, tile, false, [&](int row, int column, const __m512* sums) {
             store_to(scratch.data(), wide)(row - first, column, sums);
           });
         for (int row = 0; row < some; ++row) put_row(PLAIN, low, row, scratch.data() + row * wide, rank);
         for (int tile = 0; tile < one.up.tiles; ++tile)
-          over_tile<PLAIN>(low, 0, some, one.up, tile, [&](int row, int column, const __m512* sums) {
+          over_tile<PLAIN>(low, 0, some, one.up, tile, false, [&](int row, int column, const __m512* sums) {
             for (int band = 0; band < BANDS && column + band * LANES < one.up.outputs; ++band) {
               float* at = out + static_cast<size_t>(first + row) * pitch + one.column + column + band * LANES;
               store(at, _mm512_add_ps(load(at), sums[band]));

@@ -248,17 +248,18 @@ inline void rows_over_tile(const Activations& left, int first, const Matrix& rig
   }
 }
 
-// All of `count` rows from `first` on over tile `number`, in passes as equal as can be.
+// All of `count` rows from `first` on over tile `number`, in passes as equal as can be; `fetching` has them fetch the next
+// tile. A single pass does not: it reads as fast as memory gives, and the processor sees what comes next by itself.
 template <Kind kind, class Take>
-inline void over_tile(const Activations& left, int first, int count, const Matrix& right, int number,
+inline void over_tile(const Activations& left, int first, int count, const Matrix& right, int number, bool fetching,
                       const Take& take) {
   constexpr int most = most_rows(kind);
   const int passes = (count + most - 1) / most;
-  const int fetched = passes == 1 ? 4 : passes <= 3 ? 2 : 1;
+  const int fetched = passes <= 3 ? 2 : 1;
   const char* next = number + 1 < right.tiles ? right.tile(number + 1) : nullptr;
   for (int pass = 0; pass < passes; ++pass) {
     const int from = first + count * pass / passes, rows = first + count * (pass + 1) / passes - from;
-    const bool fetch = next && pass * fetched < 4;
+    const bool fetch = fetching && next && passes > 1 && pass * fetched < 4;
     const char* ahead = fetch ? next + static_cast<size_t>(pass) * fetched * right.chunks() * 64 : nullptr;
     const int lines = fetch ? fetched : 0;
     const auto run = [&]<int n>() { rows_over_tile<kind, n>(left, from, right, number, ahead, lines, take); };
