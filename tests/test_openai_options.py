@@ -65,6 +65,21 @@ async def test_response_formats(here: Scene, shape: dict[str, Any], schema: dict
     assert (json.loads(told) if told else None) == schema
 
 
+async def test_an_adapter_is_named_behind_the_model(here: Scene) -> None:
+    await here.ask("hello", model="ziya-visual:terse")
+    assert here.behind.triton.asked[0].sampling["adapter"] == "terse"
+    with pytest.raises(openai.NotFoundError):
+        await here.ask("hello", model="other:terse")
+
+
+async def test_keys_that_do_not_share_pictures_do_not_share_what_was_computed(redis_url: str, tmp_path: Path) -> None:
+    async with scene(redis_url, tmp_path, gateway_api_keys="one,two", gateway_salt_by_key=True) as here:
+        for key in ("one", "two"):
+            client = here.client.with_options(api_key=key)
+            await client.chat.completions.create(model="ziya-visual", messages=[{"role": "user", "content": "hello"}])
+        assert len({asked.sampling["salt"] for asked in here.behind.triton.asked}) == 2
+
+
 async def test_what_changes_nothing_is_not_sent(here: Scene) -> None:
     await here.ask("hello", logit_bias={}, logprobs=False, top_logprobs=0, response_format={"type": "text"})
     sampling = here.behind.triton.asked[0].sampling

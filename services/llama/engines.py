@@ -23,7 +23,8 @@ async def start_engine(settings: Settings) -> Engine:
     if settings.llama_engine == "vllm":
         return await _vllm(settings)
     weights = await asyncio.to_thread(load_llama, settings.checkpoint, dtype=settings.dtype, device=settings.device)
-    return NativeEngine(weights, settings.engine_options)
+    # packing a large model's weights takes a while, and Redis is being waited for on this loop
+    return await asyncio.to_thread(NativeEngine, weights, settings.engine_options)
 
 
 async def _vllm(settings: Settings) -> Engine:
