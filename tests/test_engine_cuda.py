@@ -1,4 +1,4 @@
-"""The whole engine on a GPU: transformers' answers alone, in a crowd, with reuse, guesses, adapters and little memory.
+"""The whole engine on a GPU: transformers' answers alone, in a crowd, with reuse, guesses and little memory.
 
 `make test-gpu` runs this and the kernels' tests; without a GPU all of it is skipped. It has not been run yet.
 """
