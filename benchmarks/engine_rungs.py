@@ -105,14 +105,13 @@ class Timed:
     def _time(self, name: str, sequences: int, rows: int, past: int, repeat: int) -> None:
         starts = np.arange(sequences + 1, dtype=np.int32) * rows
         lengths = np.full(sequences, past + rows, np.int32)
-        positions = np.tile(np.arange(past, past + rows, dtype=np.int32), sequences)
         tables = np.ascontiguousarray(self._tables[:sequences])
         began = 0.0
         for number in range(repeat + 1):
             if number == 1:
                 began = time.perf_counter()
             hidden = self._model.embed(torch.randint(10, 30000, (sequences * rows,)))
-            hidden = self._model.forward(Batch(hidden, positions, starts, lengths, tables), self._cache)
+            hidden = self._model.forward(Batch(hidden, starts, lengths, tables), self._cache)
             self._model.logits(hidden[rows - 1 :: rows])
         self.seconds.setdefault(name, []).append((time.perf_counter() - began) / repeat)
 

@@ -32,7 +32,6 @@ class Texts:
     def step(self, counts: Mapping[int, int]) -> tuple[Tensor, Batch]:
         """Token ids of the next rows of these texts, and their batch but for the hidden states."""
         ids = [token for n, count in counts.items() for token in self.tokens[n][self._done[n] : self._done[n] + count]]
-        positions = [self._done[n] + row for n, count in counts.items() for row in range(count)]
         for number, count in counts.items():
             self._done[number] += count
         lengths = [self._done[number] for number in counts]
@@ -41,7 +40,6 @@ class Texts:
             table[: blocks_for(length)] = self._tables[number][: blocks_for(length)]
         return torch.tensor(ids), Batch(
             hidden_TD=torch.empty(0),
-            positions_T=np.array(positions, np.int32),
             starts_B1=np.cumsum([0, *counts.values()]).astype(np.int32),
             lengths_B=np.array(lengths, np.int32),
             tables_BN=tables,

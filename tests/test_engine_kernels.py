@@ -53,7 +53,7 @@ class Run:
         lengths = np.array([past[number] + len(text) for number, text in texts.items()], np.int32)
         tables = np.ascontiguousarray(self.tables[list(texts)])
         hidden = self.model.embed(torch.cat(list(texts.values())))
-        batch = Batch(hidden, np.zeros(0, np.int32), starts, lengths, tables, adapters)
+        batch = Batch(hidden, starts, lengths, tables, adapters)
         return self.model.logits(self.model.forward(batch, self.cache))
 
 

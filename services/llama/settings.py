@@ -59,8 +59,10 @@ class Settings(ProcessSettings):
     llama_vllm_adapters: int = Field(0, ge=0, le=64)
     # Neither compiles nor captures graphs: a start in seconds, and slower steps.
     llama_vllm_eager: bool = False
-    # While many run, text is sent at most this often; each response costs its way to the client.
+    # A request's text is sent at most this often; each response costs its way to the client.
     llama_stream_interval: float = Field(0.2, ge=0)
+    # The same while no more than four run; 0 sends each token by itself.
+    llama_few_stream_interval: float = Field(0.03, ge=0)
     # How often Triton is asked whether a client went away.
     llama_cancel_interval: float = Field(0.1, gt=0)
     # How often Triton's /metrics gets our numbers.
@@ -92,6 +94,7 @@ class Settings(ProcessSettings):
             kernels=self.llama_kernels,
             quantise=self.llama_quantise,
             stream_interval=self.llama_stream_interval,
+            few_interval=self.llama_few_stream_interval,
         )
 
     @property
@@ -107,6 +110,7 @@ class Settings(ProcessSettings):
             kv_positions=self.llama_kv_blocks * BLOCK,
             prefix_reuse=self.llama_prefix_reuse,
             stream_interval=self.llama_stream_interval,
+            few_interval=self.llama_few_stream_interval,
             tensor_parallel=self.llama_vllm_tensor_parallel,
             memory=self.llama_vllm_memory,
             quantisation=self.llama_vllm_quantise,

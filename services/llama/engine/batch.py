@@ -8,6 +8,7 @@ N blocks of the longest table, D width, S rows whose logits are wanted, V vocabu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -46,7 +47,6 @@ class Batch:
     """
 
     hidden_TD: Tensor
-    positions_T: Int32s
     starts_B1: Int32s
     lengths_B: Int32s
     tables_BN: Int32s
@@ -55,6 +55,14 @@ class Batch:
     @property
     def sequences(self) -> int:
         return len(self.lengths_B)
+
+    @cached_property
+    def positions_T(self) -> Int32s:
+        """Each row's place in its sequence. Compiled code asks for none, so a step of it does not pay for them."""
+        counts_B = np.diff(self.starts_B1)
+        before_B = self.lengths_B - self.starts_B1[1:]
+        positions_T: Int32s = np.arange(self.starts_B1[-1], dtype=np.int32) + np.repeat(before_B, counts_B)
+        return positions_T
 
 
 class Model(Protocol):

@@ -63,7 +63,7 @@ class CpuLlama:
         if not self._model:
             raise MemoryError("no memory for the model")
         weakref.finalize(self, library.ziya_free, self._model)
-        self._logits_pitch = -(-self.shape.vocab // 64) * 64
+        self._logits_SV = self._room_for_logits(1)
         self._adapters: weakref.WeakKeyDictionary[LoraAdapter, int] = weakref.WeakKeyDictionary()
         self._load(weights.tensors)
 
@@ -98,10 +98,16 @@ class CpuLlama:
         return hidden_TD
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
-        hidden_SD = hidden_SD.contiguous()
-        logits_SV = torch.empty(len(hidden_SD), self._logits_pitch)
-        _check(self._library.ziya_logits(self._model, hidden_SD.data_ptr(), len(hidden_SD), logits_SV.data_ptr()))
-        return logits_SV[:, : self.shape.vocab]
+        """As the protocol says; the next call may write into the same memory."""
+        hidden_SD, rows = hidden_SD.contiguous(), len(hidden_SD)
+        if rows != len(self._logits_SV):
+            self._logits_SV = self._room_for_logits(rows)
+        _check(self._library.ziya_logits(self._model, hidden_SD.data_ptr(), rows, self._logits_SV.data_ptr()))
+        return self._logits_SV
+
+    def _room_for_logits(self, rows: int) -> Tensor:
+        """Rows are filled up to whole tiles of 64."""
+        return torch.empty(rows, -(-self.shape.vocab // 64) * 64)[:, : self.shape.vocab]
 
     def _native_shape(self, kind: int, context: int, threads: int) -> kernels.Shape:
         shape, (cosines, sines) = self.shape, self._rotations

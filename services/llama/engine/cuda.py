@@ -92,7 +92,6 @@ def _prompt(hidden_TD: Tensor, block: int) -> Batch:
     rows = len(hidden_TD)
     return Batch(
         hidden_TD=hidden_TD,
-        positions_T=np.arange(rows, dtype=np.int32),
         starts_B1=np.array([0, rows], np.int32),
         lengths_B=np.array([rows], np.int32),
         tables_BN=np.full((1, blocks_for(rows)), block, np.int32),

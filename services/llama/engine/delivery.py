@@ -1,7 +1,8 @@
 """When text leaves the engine: gathered for each event loop, handed over in one call.
 
-Each piece costs its way to the client, so while many requests run, pieces go out at most once an interval. What
-nobody should wait for goes at once: a first piece, a last one, an error, and everything while few run.
+Each piece costs its way to the client, on processors that the model may need: so pieces go out at most once an
+interval, a short one while few requests run. What nobody should wait for goes at once: a first piece, a last
+one, an error.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ Parcel = tuple[NativeStream, Delta | ZiyaError]
 
 
 class Delivery:
-    """Belongs to the engine's thread. `interval` is in seconds; up to `few` running requests it does not apply."""
+    """Belongs to the engine's thread. Intervals are in seconds; up to `few` running requests the short one holds."""
 
-    def __init__(self, interval: float, few: int) -> None:
-        self._interval = interval
-        self._few = few
+    def __init__(self, interval: float, *, few: int, few_interval: float) -> None:
+        self._interval, self._few, self._few_interval = interval, few, few_interval
         self._flushed = 0.0
         self._parcels: dict[asyncio.AbstractEventLoop, list[Parcel]] = {}
 
@@ -32,7 +32,7 @@ class Delivery:
 
     def gather(self, running: Iterable[tuple[Sequence, NativeStream]], count: int, now: float) -> None:
         """Takes the new text of those that are due; `count` requests are running."""
-        due = count <= self._few or now - self._flushed >= self._interval
+        due = now - self._flushed >= (self._few_interval if count <= self._few else self._interval)
         if due:
             self._flushed = now
         for sequence, stream in running:

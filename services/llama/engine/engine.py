@@ -38,7 +38,7 @@ class EngineOptions:
     `prefill_tokens` bounds the prompt tokens of one step. The KV cache has `kv_blocks` blocks of 16 positions, 0 for as
     many as `slots` requests of the whole context fill; with `prefix_reuse` what prompts begin with is looked for in
     it. Up to `lookup_tokens` of a greedy answer are guessed ahead. `kernels` and `quantise` are `choose_model`'s. Text
-    is sent at most every `stream_interval` seconds, except while no more than `few` requests run.
+    is sent at most every `stream_interval` seconds, while no more than `few` requests run every `few_interval`.
     """
 
     slots: int = 32
@@ -48,6 +48,7 @@ class EngineOptions:
     prefill_tokens: int = 512
     stream_interval: float = 0.2
     few: int = 4
+    few_interval: float = 0.03
     kv_blocks: int = 0
     prefix_reuse: bool = True
     lookup_tokens: int = 0
@@ -88,7 +89,7 @@ class NativeEngine:
             Runner(model, model.new_cache(self._pool.count)),
             scheduler,
             self._adapters,
-            Delivery(options.stream_interval, options.few),
+            Delivery(options.stream_interval, few=options.few, few_interval=options.few_interval),
             capacity=options.slots + options.waiting,
             threads=torch_threads,
         )

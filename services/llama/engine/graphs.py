@@ -101,4 +101,4 @@ class DecodeGraphs:
 def _nobody(hidden_BD: Tensor) -> Batch:
     """A step without sequences: all of its rooms are filled up."""
     none = np.zeros(0, np.int32)
-    return Batch(hidden_BD[:0], none, np.zeros(1, np.int32), none, np.zeros((0, 1), np.int32))
+    return Batch(hidden_BD[:0], np.zeros(1, np.int32), none, np.zeros((0, 1), np.int32))

@@ -6,11 +6,13 @@ choice at every row, for as long as the guesses before it were right.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from services.llama.engine.batch import AdapterRows, Batch, Int32s, Model
+from services.llama.engine.batch import AdapterRows, Batch, Model
 from services.llama.engine.choice import Chosen
 from services.llama.engine.kv_cache import KVCache
 from services.llama.engine.prefix import VISUAL
@@ -29,10 +31,10 @@ class Runner:
     def step(self, rows: Rows) -> list[tuple[Sequence, list[Chosen]]]:
         """One forward pass; the next tokens of each request whose known positions are all computed after it."""
         rows = sorted(rows, key=lambda row: row[0].adapter.lineage if row[0].adapter else b"")
-        batch = self._batch(rows)
-        hidden_TD = self._model.forward(batch, self._cache)
+        starts = [0, *accumulate(count for _, count in rows)]
+        hidden_TD = self._model.forward(self._batch(rows, starts), self._cache)
         ready, wanted = [], list[int]()
-        for (sequence, count), stop in zip(rows, batch.starts_B1[1:].tolist(), strict=True):
+        for (sequence, count), stop in zip(rows, starts[1:], strict=True):
             if count >= sequence.pending:
                 ready.append(sequence)
                 wanted.extend(range(stop - 1 - len(sequence.drafts), stop))
@@ -43,25 +45,20 @@ class Runner:
         chosen = choose(self._model.logits(hidden_SD), choices)
         return [(sequence, _accepted(sequence.drafts, chosen)) for sequence in ready]
 
-    def _batch(self, rows: Rows) -> Batch:
-        counts = np.array([count for _, count in rows], dtype=np.int32)
-        computed = np.array([sequence.computed for sequence, _ in rows], dtype=np.int32)
-        starts_B1 = np.zeros(len(rows) + 1, dtype=np.int32)
-        np.cumsum(counts, out=starts_B1[1:])
+    def _batch(self, rows: Rows, starts: list[int]) -> Batch:
+        """With as few array operations as can be: a step reads all weights, so none of them is in a cache any more."""
         tables_BN = np.zeros((len(rows), max(len(sequence.blocks) for sequence, _ in rows)), dtype=np.int32)
         for table, (sequence, _) in zip(tables_BN, rows, strict=True):
             table[: len(sequence.blocks)] = sequence.blocks
-        offsets = np.repeat(computed - starts_B1[:-1], counts)
         return Batch(
-            hidden_TD=self._hidden(rows, starts_B1),
-            positions_T=np.arange(starts_B1[-1], dtype=np.int32) + offsets,
-            starts_B1=starts_B1,
-            lengths_B=computed + counts,
+            hidden_TD=self._hidden(rows),
+            starts_B1=np.array(starts, dtype=np.int32),
+            lengths_B=np.array([sequence.computed + count for sequence, count in rows], dtype=np.int32),
             tables_BN=tables_BN,
-            adapters=_adapters(rows, starts_B1),
+            adapters=_adapters(rows, starts),
         )
 
-    def _hidden(self, rows: Rows, starts_B1: Int32s) -> Tensor:
+    def _hidden(self, rows: Rows) -> Tensor:
         """Embedded tokens, with images' projected rows in their places."""
         tokens = list[int]()
         for sequence, count in rows:
@@ -89,13 +86,13 @@ def _accepted(drafts: list[int], chosen: list[Chosen]) -> list[Chosen]:
     return accepted
 
 
-def _adapters(rows: Rows, starts_B1: Int32s) -> tuple[AdapterRows, ...]:
+def _adapters(rows: Rows, starts: list[int]) -> tuple[AdapterRows, ...]:
     """Ranges of rows that share an adapter; `rows` are sorted by it."""
     ranges = list[AdapterRows]()
     for number, (sequence, _) in enumerate(rows):
         if sequence.adapter is None:
             continue
-        start, stop = (int(row) for row in starts_B1[number : number + 2])
+        start, stop = starts[number : number + 2]
         if ranges and ranges[-1].adapter is sequence.adapter:
             ranges[-1] = AdapterRows(sequence.adapter, ranges[-1].start, stop)
         else:

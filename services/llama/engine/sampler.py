@@ -27,7 +27,7 @@ TRIES = 16
 def choose(logits_SV: Tensor, choices: Sequence[Choice]) -> list[Chosen]:
     """The next token of each row of float32 `logits_SV`, which may be overwritten."""
     if all(choice.plain for choice in choices):
-        return [Chosen(token) for token in logits_SV.argmax(-1).tolist()]
+        return [Chosen(token) for token in _likeliest(logits_SV)]
     logprobs = Logprobs(logits_SV, choices)
     adjust(logits_SV, choices)
     return logprobs.of(_tokens(logits_SV, choices))
@@ -36,14 +36,21 @@ def choose(logits_SV: Tensor, choices: Sequence[Choice]) -> list[Chosen]:
 def _tokens(logits_SV: Tensor, choices: Sequence[Choice]) -> list[int]:
     sampled = [row for row, choice in enumerate(choices) if not choice.sampling.greedy]
     if not sampled:
-        return list(logits_SV.argmax(-1).tolist())
+        return _likeliest(logits_SV)
     if len(sampled) == len(choices):
         return _draw(logits_SV, choices)
-    tokens = list(logits_SV.argmax(-1).tolist())
+    tokens = _likeliest(logits_SV)
     drawn = _draw(logits_SV[sampled], [choices[row] for row in sampled])
     for row, token in zip(sampled, drawn, strict=True):
         tokens[row] = token
     return tokens
+
+
+def _likeliest(logits_SV: Tensor) -> list[int]:
+    """The first of the highest in each row. On a CPU, numpy's argmax is several times as fast as torch's."""
+    if logits_SV.is_cpu:
+        return list(logits_SV.numpy().argmax(-1).tolist())
+    return list(logits_SV.argmax(-1).tolist())
 
 
 def _draw(logits_SV: Tensor, choices: Sequence[Choice]) -> list[int]:

@@ -195,8 +195,9 @@ class VllmEngine:
             request.stream.push(delta)
 
     def _due(self, request: Running, now: float) -> bool:
-        """Each piece costs its way to the client: while many run, a request's text goes once an interval."""
-        return len(self._open) <= self._options.few or now - request.sent >= self._options.stream_interval
+        """Each piece costs its way to the client: a request's text goes once an interval, a short one while few run."""
+        few = len(self._open) <= self._options.few
+        return now - request.sent >= (self._options.few_interval if few else self._options.stream_interval)
 
     def _ended(self, request: Running, adapter: LoraAdapter | None, task: asyncio.Task[None]) -> None:
         del self._open[request]

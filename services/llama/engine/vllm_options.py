@@ -45,6 +45,7 @@ class VllmOptions:
     prefill_tokens: int = 512
     stream_interval: float = 0.2
     few: int = 4
+    few_interval: float = 0.03
     tensor_parallel: int = 1
     memory: float = 0.9
     quantisation: str = ""
