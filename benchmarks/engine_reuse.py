@@ -85,7 +85,7 @@ async def opened(how: argparse.Namespace) -> AsyncIterator[Way]:
         return
     bfloat16(how.precision, how.threads, 32)
     async with started(checkpoint) as stack:
-        way = StackWay.connect(checkpoint, stack.addresses.grpc, CLIENTS)
+        way = StackWay.connect(checkpoint, stack.addresses.http, CLIENTS)
         yield way
         await way.close()
 

@@ -35,6 +35,10 @@ class Questions:
                 text, missing = longer, left
         return text
 
+    def words(self, count: int) -> list[int]:
+        """Ids of the first so many words that are one token each, whatever stands before them."""
+        return [ids[0] for word in self._words if len(ids := self._tokenizer.encode(word).ids) == 1][:count]
+
     def length(self, question: str) -> int:
         """Tokens of the prompt that holds this question and nothing else."""
         turn: Turn[None] = Turn("user", question)

@@ -1,4 +1,4 @@
-"""Two ways to ask a question about a numbered picture: the engine in this process, and a whole stack over gRPC."""
+"""Two ways to ask a question about a numbered picture: the engine in this process, and a whole stack over HTTP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.peers import workload
 from benchmarks.questions import Questions
 from benchmarks.stack_rounds import png
 from cli.load import request as load
-from cli.load.grpc_caller import GrpcCaller
+from cli.load.openai_caller import OpenAICaller
 from services.llama.engine.engine import EngineOptions, NativeEngine
 from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Prompt
@@ -23,6 +23,7 @@ from ziya.model.llama import load_llama
 from ziya.prompt import Turn
 
 FEW = 4  # tokens of an answer of which the first is what counts
+WORDS = 200  # that an answer through the stack is made of
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,22 @@ class EngineWay:
 
 
 class StackWay:
-    """Pictures are PNGs, questions are words; the history is the turns so far."""
+    """Pictures are PNGs, questions are words; the history is the turns so far.
 
-    def __init__(self, questions: Questions, callers: Sequence[GrpcCaller]) -> None:
+    Answers are kept to words of one token: what a model with random weights says of its own accord is no text, and would
+    be read again, in the chat's next turn, as two or three times as many tokens, which nobody has computed before.
+    """
+
+    def __init__(self, questions: Questions, callers: Sequence[OpenAICaller]) -> None:
         self._questions, self._callers = questions, callers
 
     @classmethod
     def connect(cls, checkpoint: Path, address: str, clients: int) -> Self:
-        options = load.Options(temperature=0.0, ignore_eos=True)
-        callers = [GrpcCaller(address, "ziya-visual", options, time.perf_counter) for _ in range(clients)]
-        return cls(Questions(checkpoint), callers)
+        questions = Questions(checkpoint)
+        words = {str(word): 100 for word in questions.words(WORDS)}
+        options = load.Options(temperature=0.0, ignore_eos=True, extra={"logit_bias": words})
+        base = f"http://{address}/v1"
+        return cls(questions, [OpenAICaller(base, "ziya-visual", options, time.perf_counter) for _ in range(clients)])
 
     async def ask(
         self, client: int, picture: int, question: int, words: int, new: int, *, history: tuple[Any, ...] = ()
