@@ -13,14 +13,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from services.llama.engine.batch import AdapterRows, Batch
+from services.llama.engine.batch import Batch
 from services.llama.engine.blocks import blocks_for
 from services.llama.engine.device_batch import DeviceBatch
 from services.llama.engine.graphs import Capture, CudaCapture, DecodeGraphs
 from services.llama.engine.kv_cache import KVCache
-from services.llama.engine.llama import Llama
+from services.llama.engine.llama import Attend, Llama
 from ziya.model.layout import LlamaShape
 from ziya.model.llama import LlamaWeights
 
@@ -58,7 +57,7 @@ class CudaLlama(Llama):
         cache = KVCache.empty(self.shape, blocks + 1, self.dtype, self.device)
 
         def step(hidden_BD: Tensor, rows: DeviceBatch) -> Tensor:
-            return self._through_layers(hidden_BD, rows, cache, ())
+            return self._through_layers(hidden_BD, (), self._attend(rows, cache))
 
         prompt = _prompt(self._embedding.new_zeros(PROMPT, self.shape.hidden), block=blocks)
         with torch.inference_mode():
@@ -71,20 +70,14 @@ class CudaLlama(Llama):
         """As the protocol says; of a step that only decodes, the result is overwritten by the next such step."""
         if self._captured and self._captured[0] is cache and self._captured[1].takes(batch):
             return self._captured[1].run(batch)
-        return self._through_layers(batch.hidden_TD, DeviceBatch.of(batch, self.device), cache, batch.adapters)
+        attend = self._attend(DeviceBatch.of(batch, self.device), cache)
+        return self._through_layers(batch.hidden_TD, batch.adapters, attend)
 
-    def _through_layers(
-        self, hidden: Tensor, rows: DeviceBatch, cache: KVCache, adapters: tuple[AdapterRows, ...]
-    ) -> Tensor:
-        for number, layer in enumerate(self._layers):
-            qkv = self._linear(self._rms(hidden, layer.input_norm), layer.qkv, "qkv", number, adapters)
-            queries = self._kernels.store(number, qkv, rows, cache)
-            attended = self._kernels.attend(number, queries, rows, cache)
-            hidden = hidden + self._linear(attended, layer.out, "o", number, adapters)
-            normed = self._rms(hidden, layer.post_norm)
-            gate, up = self._linear(normed, layer.gate_up, "gate_up", number, adapters).chunk(2, -1)
-            hidden = hidden + self._linear(F.silu(gate).mul_(up), layer.down, "down", number, adapters)
-        return hidden
+    def _attend(self, rows: DeviceBatch, cache: KVCache) -> Attend:
+        def attend(layer: int, qkv_TD: Tensor) -> Tensor:
+            return self._kernels.attend(layer, self._kernels.store(layer, qkv_TD, rows, cache), rows, cache)
+
+        return attend
 
 
 def _prompt(hidden_TD: Tensor, block: int) -> Batch:

@@ -8,6 +8,7 @@ transformers' LlamaForCausalLM; where the compiled code of `cpu.py` runs, it tak
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,10 @@ class Layer:
     post_norm: Tensor
     gate_up: Tensor
     down: Tensor
+
+
+# (layer, its fused queries, keys and values [T, …]) -> [T, H * d]; keys and values go to the cache
+Attend = Callable[[int, Tensor], Tensor]
 
 
 class Llama:
@@ -72,17 +77,20 @@ class Llama:
         at = torch.from_numpy(batch.positions_T).to(self.device)
         cos, sin = self._cos[at].unsqueeze(1), self._sin[at].unsqueeze(1)
         plan = self._attention.plan(batch, self.device)
-        hidden = batch.hidden_TD
+
+        def attend(layer: int, qkv_TD: Tensor) -> Tensor:
+            queries, fresh = self._rotated(qkv_TD, cos, sin)
+            return self._attention.attend(plan, queries, fresh, KeysValues(cache.keys[layer], cache.values[layer]))
+
+        return self._through_layers(batch.hidden_TD, batch.adapters, attend)
+
+    def _through_layers(self, hidden: Tensor, adapters: tuple[AdapterRows, ...], attend: Attend) -> Tensor:
         for number, layer in enumerate(self._layers):
-            qkv = self._linear(self._rms(hidden, layer.input_norm), layer.qkv, "qkv", number, batch.adapters)
-            queries, fresh = self._rotated(qkv, cos, sin)
-            attended = self._attention.attend(
-                plan, queries, fresh, KeysValues(cache.keys[number], cache.values[number])
-            )
-            hidden = hidden + self._linear(attended, layer.out, "o", number, batch.adapters)
+            qkv = self._linear(self._rms(hidden, layer.input_norm), layer.qkv, "qkv", number, adapters)
+            hidden = hidden + self._linear(attend(number, qkv), layer.out, "o", number, adapters)
             normed = self._rms(hidden, layer.post_norm)
-            gate, up = self._linear(normed, layer.gate_up, "gate_up", number, batch.adapters).chunk(2, -1)
-            hidden = hidden + self._linear(F.silu(gate).mul_(up), layer.down, "down", number, batch.adapters)
+            gate, up = self._linear(normed, layer.gate_up, "gate_up", number, adapters).chunk(2, -1)
+            hidden = hidden + self._linear(F.silu(gate).mul_(up), layer.down, "down", number, adapters)
         return hidden
 
     def _rotated(self, qkv_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, KeysValues]:
