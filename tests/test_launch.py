@@ -89,7 +89,10 @@ class Gang:
         return [json.loads(text) if text else {} for text in texts]
 
 
-@pytest.mark.parametrize(("nodes", "processes"), [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("nodes", "processes"),
+    [pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow), (2, 1)],
+)
 def test_a_stage_is_trained_and_the_first_process_tells_what_it_left(
     folder: Path, tmp_path: Path, nodes: int, processes: int
 ) -> None:

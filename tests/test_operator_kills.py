@@ -46,7 +46,13 @@ def test_the_tiny_job_trains_shows_its_progress_and_is_promoted(quiet: Story) ->
     assert (quiet.folder / "chat" / "model" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("victims", [("worker", "redis", "watcher"), ("trainer",)], ids=["the-operator", "a-trainer"])
+@pytest.mark.parametrize(
+    "victims",
+    [
+        pytest.param(("worker", "redis", "watcher"), id="the-operator"),
+        pytest.param(("trainer",), id="a-trainer", marks=pytest.mark.slow),
+    ],
+)
 def test_kills_at_random_moments_change_nothing_of_what_is_learnt(
     quiet: Story, tmp_path: Path, victims: tuple[str, ...]
 ) -> None:

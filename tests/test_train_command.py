@@ -47,7 +47,7 @@ def test_all_stages_run_in_order_and_a_second_call_does_nothing(tmp_path: Path) 
     assert said.splitlines()[:2] == ["align: done before", "chat: done before"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     make_folder(tmp_path)
     job = write_job(tmp_path, stage("align", learn={"projection": 1.0}, optimizer={"steps": 60}))

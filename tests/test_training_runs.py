@@ -42,7 +42,15 @@ def same(one: Path, other: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize(("name", "processes"), [("pretrain", 1), ("pretrain", 2), ("remember", 1), ("remember", 2)])
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [
+        pytest.param("pretrain", 1, marks=pytest.mark.slow),
+        ("pretrain", 2),
+        ("remember", 1),
+        pytest.param("remember", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_an_undisturbed_one(
     folder: Path, tmp_path: Path, name: str, processes: int
 ) -> None:
