@@ -15,6 +15,8 @@ from cli.text import CommandError, complain
 COMMANDS = {
     "up": "Start the whole stack on this machine; Ctrl-C stops it.",
     "ask": "Ask a running stack about pictures.",
+    "top": "Show a running stack live: rates, queues, latencies, caches.",
+    "key": "Make API keys for a gateway, and look at its keys file.",
     "train": "Train a model by the stages of a TrainingJob file.",
     "data": "Pack pictures and texts into a dataset for training.",
     "convert": "Turn Hugging Face or Ziya weights into a checkpoint, and back.",

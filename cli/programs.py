@@ -113,6 +113,10 @@ def plan(
         triton_http=f"{host}:{layout.triton_http}",
         triton_grpc=f"{host}:{layout.triton_grpc}",
         redis=url,
+        gateway_metrics=f"{host}:{layout.grpc_metrics}",
+        vision_metrics=f"{host}:{layout.vision_metrics}",
+        qformer_metrics=f"{host}:{layout.qformer_metrics}",
+        triton_metrics=f"{host}:{layout.triton_metrics}",
     )
     shared = {**QUIET, "ZIYA_CHECKPOINT": str(checkpoint), "ZIYA_REDIS_URL": url, "ZIYA_HOST": host}
     programs = [] if redis_url else [redis_program(socket)]

@@ -34,6 +34,10 @@ class Addresses:
     triton_http: str
     triton_grpc: str
     redis: str
+    gateway_metrics: str = ""
+    vision_metrics: str = ""
+    qformer_metrics: str = ""
+    triton_metrics: str = ""
 
     @property
     def url(self) -> str:

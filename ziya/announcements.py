@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from ziya.errors import BusUnavailable, DeadlineExceeded, VisualTokensMissing, ZiyaError, from_line
-from ziya.redis_link import RedisLink, entries_of
+from ziya.redis_link import LARGEST_VALUE, RedisLink, entries_of
 from ziya.work_stream import READY, backoff
 
 KEEP_ERRORS_SECONDS = 5.0
@@ -32,10 +32,13 @@ class _Linked(Protocol):
 
 
 class Announcements:
-    """Reads the announcement stream from `start` on. Use inside one event loop."""
+    """Reads the announcement stream from `start` on. Use inside one event loop.
 
-    def __init__(self, bus: _Linked) -> None:
-        self._link = bus.link
+    Of a value under a key no more than `largest` bytes and one are read.
+    """
+
+    def __init__(self, bus: _Linked, largest: int = LARGEST_VALUE) -> None:
+        self._link, self._largest = bus.link, largest
         self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
         self._errors: dict[str, tuple[float, str]] = {}  # key -> (monotonic seconds, line)
         self._position: bytes | None = None  # None: nothing is being read, so nobody may wait
@@ -65,9 +68,9 @@ class Announcements:
         self._waiting.setdefault(key, set()).add(future)
         try:
             async with asyncio.timeout(deadline - time.time()):
-                value = await self._link.call("GET", key)
+                [value] = await self._link.values([key], self._largest)
                 if value is not None:
-                    return bytes(value)
+                    return value
                 if line := self._recent_error(key):
                     raise from_line(line)
                 if self._position is None and not future.done():
@@ -128,7 +131,7 @@ class Announcements:
         await self._give([key for key in dict.fromkeys(ready) if key in self._waiting])
 
     async def _give(self, keys: list[str]) -> None:
-        values = await self._link.call("MGET", *keys) if keys else []
+        values = await self._link.values(keys, self._largest)
         for key, value in zip(keys, values, strict=True):
             if value is None:
                 self._fail(key, VisualTokensMissing(f"{key} was announced, but its bytes are gone"))

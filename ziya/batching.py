@@ -19,8 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from ziya import tracing
 from ziya.errors import DeadlineExceeded, Internal, Overloaded, Unavailable
-from ziya.telemetry import Metrics
+from ziya.telemetry import Metrics, traceparent
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -44,6 +45,7 @@ class _Request(Generic[ItemT, ResultT]):
     deadline: float | None  # unix seconds
     answer: asyncio.Future[Timed[ResultT]]
     arrived: float = field(default_factory=time.perf_counter)
+    around: str = field(default_factory=traceparent.get)
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
@@ -95,7 +97,8 @@ class Batcher(Generic[ItemT, ResultT]):
         name: str = "batch",
     ) -> None:
         self._run, self._max_batch, self._max_wait, self._max_queue = run, max_batch, max_wait, max_queue
-        self._counts = _Counts(metrics if metrics is not None else Metrics("batcher"), name)
+        metrics = metrics if metrics is not None else Metrics("batcher")
+        self._counts, self._service = _Counts(metrics, name), metrics.service
         self._queue: deque[_Request[ItemT, ResultT]] = deque()
         self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -182,6 +185,7 @@ class Batcher(Generic[ItemT, ResultT]):
         items = [request.item for request in batch]
         results, seconds = await asyncio.get_running_loop().run_in_executor(self._thread, self._attempt, items)
         self._counts.ran(len(batch), seconds)
+        self._trace(batch, started, seconds)
         for request, result in zip(batch, results, strict=True):
             queued = started - request.arrived
             self._counts.queue_seconds.observe(queued)
@@ -189,6 +193,17 @@ class Batcher(Generic[ItemT, ResultT]):
                 request.fail(result)
             elif not request.answer.done():
                 request.answer.set_result(Timed(result, queued, seconds))
+
+    def _trace(self, batch: list[_Request[ItemT, ResultT]], started: float, seconds: float) -> None:
+        """Each request's queue and batch are in its own trace; what ran once is in the first one's, linked to all."""
+        if not tracing.taken([request.around for request in batch]):
+            return
+        ended, size, spans = time.perf_counter(), {"ziya.batch.size": len(batch)}, []
+        for request in batch:
+            tracing.record(f"{self._service}.queue", request.arrived, started, parent=request.around)
+            spans.append(tracing.record(f"{self._service}.batch", started, ended, size, parent=request.around))
+        taken = tracing.taken(spans)
+        tracing.record(f"{self._service}.forward", ended - seconds, ended, size, parent=taken[0], links=taken)
 
     def _attempt(self, items: list[ItemT]) -> tuple[list[ResultT | Exception], float]:
         """Runs on the batcher's thread: results in order, and the seconds it took."""

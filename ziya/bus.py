@@ -66,25 +66,36 @@ class Bus:
 
     async def get(self, key: str) -> bytes | None:
         """The bytes under a key; None when there are none (any more)."""
-        reply: bytes | None = await self.link.call("GET", key)
-        return reply
+        return (await self.link.values([key]))[0]
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """The bytes under several keys, in one round trip."""
-        return list(await self.link.call("MGET", *keys)) if keys else []
+        return await self.link.values(keys)
 
     async def touch(self, keys: Sequence[str], ttl: float) -> list[bool]:
         """Which keys exist; those that do live on for `ttl` seconds from now."""
         replies = await self.link.pipeline([["PEXPIRE", key, _milliseconds(ttl)] for key in keys])
         return [bool(reply) for reply in replies]
 
-    async def publish(self, work: Work) -> None:
-        """Queues work for the Q-Former. Raises Overloaded when the backlog is at its limit."""
-        await self._stream.publish(work)
+    async def drop(self, keys: Sequence[str]) -> None:
+        """Throws away what lies under keys, good or not."""
+        await self.link.call("UNLINK", *keys)
 
-    async def put_and_publish(self, key: str, payload: bytes, ttl: float, work: Work) -> None:
+    async def publish(self, work: Work) -> str:
+        """Queues work for the Q-Former; its id. Raises Overloaded when the backlog is at its limit."""
+        return await self._stream.publish(work)
+
+    async def put_and_publish(self, key: str, payload: bytes, ttl: float, work: Work) -> str:
         """`put` and then `publish`, in one round trip."""
-        await self._stream.publish(work, before=[["SET", key, payload, "PX", _milliseconds(ttl)]])
+        return await self._stream.publish(work, before=[["SET", key, payload, "PX", _milliseconds(ttl)]])
+
+    async def withdraw(self, work_ids: Sequence[str]) -> None:
+        """Takes back what `publish` has queued, because nobody waits for it any more."""
+        await self._stream.withdraw(work_ids)
+
+    async def wanted(self, deliveries: Sequence[Delivery]) -> list[bool]:
+        """Which deliveries have not been withdrawn since they were read."""
+        return await self._stream.wanted(deliveries)
 
     async def backlog(self) -> int:
         """References that nobody has finished, read or not."""
@@ -109,8 +120,11 @@ class Bus:
         """Tells every waiting process that `key` is there, or why it will not be."""
         await self.link.call(*announcement(key, error))
 
-    async def finish(self, outcomes: Sequence[tuple[Delivery, bytes | ZiyaError]], ttl: float) -> None:
-        """`put` (of tokens), `announce` (them or the error) and `acknowledge`: one round trip, all or nothing."""
+    async def finish(self, outcomes: Sequence[tuple[Delivery, bytes | ZiyaError | None]], ttl: float) -> None:
+        """`put` (of tokens), `announce` (them or the error) and `acknowledge`: one round trip, all or nothing.
+
+        Of withdrawn work (None) nobody is told.
+        """
         await self._stream.finish(outcomes, _milliseconds(ttl))
 
     def release(self, deliveries: Sequence[Delivery]) -> None:

@@ -10,13 +10,16 @@
     ├── NotFound                   an image_id or key that is not (any more) cached
     │   ├── ModelNotFound          a model that is not served here
     │   └── VisualTokensMissing    tokens vanished between announcement and use: compute them again
+    │       └── VisualTokensSpoilt what lies under the key fails its checks: throw it away first
     ├── Unauthenticated            missing or wrong API key
+    ├── Forbidden                  a good API key that may not do this
     ├── Unimplemented              the checkpoint lacks what the call needs
     ├── DeadlineExceeded           no time left; the work was dropped
     ├── Cancelled                  the client went away
     ├── Internal                   a defect of ours
     └── Transient                  the same request may succeed later
         ├── Overloaded             a bounded queue is full (Retry-After)
+        │   └── RateLimited        an API key's own limit is used up
         ├── Unavailable            a stage cannot be reached or is draining
         └── BusUnavailable         Redis cannot be reached: use the inline path
 
@@ -26,20 +29,26 @@ has only text (Triton's stream, the announcement stream).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import ClassVar
 
 from grpc import StatusCode
 
+# Characters of a sentence, and of a field's path: who sends a long name for something is not sent it back.
+MAX_MESSAGE = 1000
+MAX_PARAM = 200
+
 
 class ZiyaError(Exception):
-    """Root of the tree. `str(error)` is a sentence for the caller; it never holds secrets or tracebacks."""
+    """Root of the tree. `message` is a sentence for the caller; it never holds secrets or tracebacks."""
 
     retryable: ClassVar[bool] = False
 
     @property
     def message(self) -> str:
-        return str(self)
+        text = str(self)
+        return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}…"
 
 
 class InvalidRequest(ZiyaError):
@@ -51,7 +60,7 @@ class BadField(InvalidRequest):
 
     def __init__(self, message: str, param: str = "", code: str = "invalid_value") -> None:
         super().__init__(message)
-        self.param = param
+        self.param = param[:MAX_PARAM]
         self.code = code
 
 
@@ -83,8 +92,16 @@ class VisualTokensMissing(NotFound):
     """A key was announced or believed cached, but the bytes are gone: the caller computes them again."""
 
 
+class VisualTokensSpoilt(VisualTokensMissing):
+    """What lies on the bus under a key fails its checks, and has to be thrown away before anybody computes it again."""
+
+
 class Unauthenticated(ZiyaError):
     """No API key, or a wrong one."""
+
+
+class Forbidden(ZiyaError):
+    """The API key is known, and not allowed to do this."""
 
 
 class Unimplemented(ZiyaError):
@@ -117,6 +134,14 @@ class Overloaded(Transient):
         self.retry_after = retry_after
 
 
+class RateLimited(Overloaded):
+    """An API key has used up a limit of its own; others are served. `limits`: how they stand, by HTTP header."""
+
+    def __init__(self, message: str, retry_after: float = 1.0, limits: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, retry_after)
+        self.limits = dict(limits or {})
+
+
 class Unavailable(Transient):
     """A stage cannot be reached, or is draining."""
 
@@ -130,6 +155,7 @@ STATUS: dict[type[ZiyaError], tuple[StatusCode, HTTPStatus]] = {
     InvalidRequest: (StatusCode.INVALID_ARGUMENT, HTTPStatus.BAD_REQUEST),
     NotFound: (StatusCode.NOT_FOUND, HTTPStatus.NOT_FOUND),
     Unauthenticated: (StatusCode.UNAUTHENTICATED, HTTPStatus.UNAUTHORIZED),
+    Forbidden: (StatusCode.PERMISSION_DENIED, HTTPStatus.FORBIDDEN),
     Unimplemented: (StatusCode.UNIMPLEMENTED, HTTPStatus.NOT_IMPLEMENTED),
     DeadlineExceeded: (StatusCode.DEADLINE_EXCEEDED, HTTPStatus.GATEWAY_TIMEOUT),
     Cancelled: (StatusCode.CANCELLED, HTTPStatus.REQUEST_TIMEOUT),

@@ -1,9 +1,9 @@
 """From bytes of a stranger to pixels, or a sentence why not. No torch.
 
 Nothing is decoded before the header has been read and found acceptable: format by signature (PNG, JPEG,
-WebP, GIF, BMP and no other of Pillow's many), size in bytes, pixels, and length of a side. So a
-decompression bomb costs a few microseconds. What decodes comes out the same for all formats:
-the first frame, upright by its EXIF orientation, 8 bits, RGB, transparency laid over white.
+WebP, GIF, BMP and no other of Pillow's many), size in bytes, number of blocks and scans (image_parts.py),
+pixels, and length of a side. So a decompression bomb costs a few microseconds. What decodes comes out the
+same for all formats: the first frame, upright by its Exif orientation, 8 bits, RGB, transparency laid over white.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ziya.errors import InvalidImage
+from ziya.image_parts import parts_of
 
 _OPEN: dict[str, Callable[[Any], ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -42,7 +43,6 @@ _DAMAGED = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,23 +65,23 @@ class ImageLimits:
 
 def inspect(data: bytes, limits: ImageLimits) -> tuple[str, int, int]:
     """Format, width and height from the header alone. Raises InvalidImage."""
-    image = _open(data, limits)
+    image, _ = _open(data, limits)
     return _format_of(data), image.width, image.height
 
 
 def decode(data: bytes, limits: ImageLimits) -> NDArray[np.uint8]:
     """The picture as uint8 [height, width, 3]. Raises InvalidImage."""
-    image = _open(data, limits)
+    image, orientation = _open(data, limits)
     try:
         image.load()
-        rgb = _over_white(_upright(image))
+        rgb = _over_white(_upright(image, orientation))
     except _DAMAGED as error:
         raise InvalidImage(f"the image is damaged or cut off: {_format_of(data)} data cannot be decoded") from error
     return np.asarray(rgb)
 
 
-def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
-    """The image with its header read and checked, not yet decoded."""
+def _open(data: bytes, limits: ImageLimits) -> tuple[ImageFile.ImageFile, int]:
+    """The image with its header read and checked, not yet decoded, and its Exif orientation."""
     if not data:
         raise InvalidImage("the image is empty")
     if len(data) > limits.max_bytes:
@@ -91,11 +91,12 @@ def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
         if kind == "WEBP":
             # Pillow allocates the whole canvas on opening a WebP.
             _check_size(*_webp_size(data), limits)
-        image = _OPEN[kind](BytesIO(data))
+        parts = parts_of(kind, data)
+        image = _OPEN[kind](BytesIO(parts.data))
     except _DAMAGED as error:
         raise InvalidImage(f"the image is damaged or cut off: its {kind} header cannot be read") from error
     _check_size(image.width, image.height, limits)
-    return image
+    return image, parts.orientation
 
 
 def _format_of(data: bytes) -> str:
@@ -136,21 +137,17 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         raise InvalidImage(f"the image is {width} × {height}; at most {limits.max_pixels} pixels in all are accepted")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except _DAMAGED:
-        # Broken metadata is no reason to refuse a good picture.
-        return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _UPRIGHT.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16 bits a pixel: Pillow would clip at 255 instead of scaling.
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        # Converting what is RGB already would copy it.
+        return image if image.mode == "RGB" else image.convert("RGB")
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

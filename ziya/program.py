@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from ziya import tracing
 from ziya.checkpoint import CheckpointError
 from ziya.settings import ProcessSettings, SettingsError
 from ziya.telemetry import configure_logging
@@ -30,8 +31,11 @@ def run(
     settings = kind.load()
     configure_logging(kind.program, settings.log_level)
     try:
+        tracing.start(settings)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(main(settings))
     except (CheckpointError, SettingsError) as error:
         log.critical("%s", error)
         sys.exit(2)
+    finally:
+        tracing.stop()

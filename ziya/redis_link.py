@@ -21,6 +21,10 @@ from redis.exceptions import RedisError, ResponseError
 from ziya.errors import BusUnavailable
 from ziya.redis_login import RedisLogin
 
+# As large as an envelope may be (ziya/wire.py).
+LARGEST_VALUE = 16 << 20
+# In place of a list or a hash that lies where bytes should: like them, it is no envelope, and has to be thrown away.
+NO_STRING = b"\0"
 Entry = tuple[bytes, dict[bytes, bytes]]
 Command = Sequence[str | bytes | int | float]
 
@@ -78,10 +82,11 @@ class RedisLink:
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    async def pipeline(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
+    async def pipeline(self, commands: Sequence[Command], *, atomic: bool = False, tolerate: str = "") -> list[Any]:
         """The replies to several commands sent in one round trip; with `atomic`, all are carried out or none.
 
-        A full Redis refuses only what takes memory: without `atomic` the others are carried out even so.
+        A full Redis refuses only what takes memory: without `atomic` the others are carried out even so. In place of
+        an error reply that begins with `tolerate` stands None.
         """
         if not commands:
             return []
@@ -89,12 +94,30 @@ class RedisLink:
             async with asyncio.timeout(self.timeout), self._redis.pipeline(transaction=atomic) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
-                return list(await pipe.execute())
+                replies = list(await pipe.execute(raise_on_error=not tolerate))
+            return [self._tolerated(reply, tolerate) for reply in replies] if tolerate else replies
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
+    async def values(self, keys: Sequence[str], largest: int = LARGEST_VALUE) -> list[bytes | None]:
+        """What lies under keys, in one round trip; None for nothing.
+
+        No more than `largest` bytes and one are read of any value, whatever a stranger has put there: the one byte too
+        many is what `wire.unpack` refuses it for.
+        """
+        replies = await self.pipeline([["GETRANGE", key, 0, largest] for key in keys], tolerate="WRONGTYPE")
+        return [NO_STRING if reply is None else bytes(reply) or None for reply in replies]
+
     async def close(self) -> None:
         await self._redis.aclose()
+
+    @staticmethod
+    def _tolerated(reply: Any, beginning: str) -> Any:
+        if not isinstance(reply, RedisError):
+            return reply
+        if str(reply).startswith(beginning):
+            return None
+        raise reply
 
     def _unavailable(self, error: Exception) -> BusUnavailable:
         reason = str(error) or f"no answer within {self.timeout:g} s"

@@ -14,8 +14,8 @@ import grpc
 import grpc.aio
 
 from ziya.errors import DeadlineExceeded, InvalidRequest, Overloaded, ZiyaError, from_status
-from ziya.interceptors import REQUEST_ID, RETRY_AFTER
-from ziya.telemetry import request_id
+from ziya.interceptors import REQUEST_ID, RETRY_AFTER, TRACEPARENT
+from ziya.telemetry import request_id, traceparent
 from ziya.tls import TlsFolder
 
 KEEPALIVE_MS = 30_000
@@ -56,7 +56,7 @@ def connect(
 
 
 async def call(method: Any, request: Any, *, deadline: float | None = None) -> Any:
-    """The reply of a unary method. `deadline` is in unix seconds; the request id of the context goes along.
+    """The reply of a unary method. `deadline` is in unix seconds; request id and trace of the context go along.
 
     Raises errors of our tree only, of the very class that the service raised.
     """
@@ -106,8 +106,8 @@ def _timeout(deadline: float | None) -> float | None:
 
 
 def _metadata() -> tuple[tuple[str, str], ...]:
-    own = request_id.get()
-    return ((REQUEST_ID, own),) if own else ()
+    known = ((REQUEST_ID, request_id.get()), (TRACEPARENT, traceparent.get()))
+    return tuple(pair for pair in known if pair[1])
 
 
 def _channel_options(max_message_bytes: int, keepalive: bool, watch: str) -> list[tuple[str, str | int]]:

@@ -32,6 +32,8 @@ from ziya.tls import TlsFolder
 
 # After the last handler returned: time for its status to leave, and for health watchers to be told.
 FLUSH_SECONDS = 0.5
+# From a connection's beginning to its first frame of HTTP/2, with TLS before it.
+HANDSHAKE_MS = 20_000
 ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
@@ -205,6 +207,9 @@ def _server_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", options.max_message_bytes),
         ("grpc.so_reuseport", 0),
+        # Of one connection: some more than are let in, so that they are told so.
+        ("grpc.max_concurrent_streams", 2 * options.max_concurrent + 16),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_connection_age_ms", int(options.max_connection_age * 1000)),
         # Clients may ping a little more often than they do (else they are told "too many pings").
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),

@@ -23,7 +23,7 @@ PREFIX = "ZIYA_"
 PROGRAMS = frozenset({"vision", "qformer", "gateway", "llama", "triton", "operator", "train", "data", "up", "bench"})
 
 # Values of names with these words may hold a password and are not printed.
-SECRET = ("URL", "KEY", "TOKEN", "PASSWORD")
+SECRET = ("URL", "KEY", "TOKEN", "PASSWORD", "ENDPOINT")
 
 
 class SettingsError(ValueError):
@@ -38,7 +38,7 @@ class ProcessSettings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     host: str = "127.0.0.1"
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", pattern=r"^(redis|rediss|unix)://")
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", pattern=r"^(redis|rediss|unix)://", repr=False)
     checkpoint: Path
     # A folder with tls.crt, tls.key and ca.crt: calls between stages are encrypted, and both sides show who they are.
     tls_dir: Path | None = None
@@ -62,6 +62,10 @@ class ProcessSettings(BaseSettings):
     redis_start_seconds: float = Field(default=60.0, ge=0)
     # References queued for the Q-Former, unread or unfinished; more are refused.
     bus_max_backlog: int = Field(default=1024, ge=1)
+    # A collector that takes OpenTelemetry's spans (OTLP over HTTP, as http://collector:4318); empty takes none.
+    otlp_endpoint: str = Field(default="", pattern=r"^(https?://[^\s/@]+[^\s@]*)?$")
+    # The part of the traces that is taken; one that a caller began is taken if the caller says so.
+    otlp_ratio: float = Field(default=1.0, ge=0, le=1)
 
     @classmethod
     def load(cls) -> Self:

@@ -1,8 +1,9 @@
 """What a process tells about itself: JSON lines on stderr, Prometheus metrics on a port.
 
 Each log line carries the id of the request it belongs to, taken from a context variable that the RPC
-interceptor (or a bus worker) sets, so that one request can be followed through every process. Binary
-values never reach a log: bytes are written as their length, and long texts are cut.
+interceptor (or a bus worker) sets, so that one request can be followed through every process; and the id
+of its trace, where a caller gave one or spans are taken (ziya/tracing.py). Binary values never reach a log:
+bytes are written as their length, and long texts are cut.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from ziya.probes import Probes
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+# W3C's text for the span that what happens now belongs to: version, trace id, span id, flags. "" without a trace.
+traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 
 MAX_TEXT = 2000
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -35,7 +38,10 @@ def new_request_id() -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: ts (unix seconds), level, service, logger, request_id, msg, and the extra fields."""
+    """One JSON object a record: ts (unix seconds), level, service, logger, request_id, msg, and the extra fields.
+
+    Within a trace also trace_id.
+    """
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -50,6 +56,8 @@ class JsonFormatter(logging.Formatter):
             "request_id": request_id.get(),
             "msg": _short(record.getMessage()),
         }
+        if around := traceparent.get():
+            line["trace_id"] = around.split("-")[1]
         line |= {key: _short(value) for key, value in vars(record).items() if key not in _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

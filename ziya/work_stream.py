@@ -28,8 +28,7 @@ MAX_READY = 10_000
 
 _PUBLISH = """
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
-redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
-return 1
+return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
 """
 log = logging.getLogger(__name__)
 
@@ -72,6 +71,11 @@ class Delivery:
     deliveries: int
     group: str = ""
 
+    @property
+    def published(self) -> float:
+        """When it was queued, by Redis's clock in unix seconds: ids begin with its milliseconds."""
+        return int(self.id.partition("-")[0]) / 1000
+
 
 class WorkStream:
     """Publishing and acknowledging on `WORK`. Every method raises BusUnavailable when Redis cannot be used."""
@@ -79,15 +83,25 @@ class WorkStream:
     def __init__(self, link: RedisLink, *, max_backlog: int, metrics: Metrics) -> None:
         self._link, self._max_backlog = link, max_backlog
         self._dead = metrics.counter("bus_dead_letters", "Entries given up, by reason", ["reason"])
+        self._withdrawn = metrics.counter("bus_withdrawn", "References taken back because nobody waited any more")
         self.claimed = metrics.counter("bus_claimed", "Entries taken over from a consumer that did not finish them")
         # What this process holds: entry id -> unix seconds until which its consumer renews the claim.
         self.held: dict[str, float] = {}
 
-    async def publish(self, work: Work, *, before: Sequence[Command] = ()) -> None:
-        """Queues work, after the commands `before`, in one round trip. Raises Overloaded when the backlog is full."""
+    async def publish(self, work: Work, *, before: Sequence[Command] = ()) -> str:
+        """Queues work after the commands `before`, in one round trip; its id. Raises Overloaded with a full backlog."""
         add: Command = ["EVAL", _PUBLISH, 1, WORK, self._max_backlog, *work.fields()]
-        if not (await self._link.pipeline([*before, add]))[-1]:
-            raise Overloaded(f"{self._max_backlog} images are waiting for the Q-Former already")
+        if entry := (await self._link.pipeline([*before, add]))[-1]:
+            return bytes(entry).decode()
+        raise Overloaded(f"{self._max_backlog} images are waiting for the Q-Former already")
+
+    async def withdraw(self, entries: Sequence[str]) -> None:
+        """Takes work off the stream that nobody wants any more, read or not."""
+        self._withdrawn.inc(await self._link.call("XDEL", WORK, *entries))
+
+    async def wanted(self, deliveries: Sequence[Delivery]) -> list[bool]:
+        """Which deliveries have not been withdrawn since they were read."""
+        return list(map(bool, await self._link.pipeline([["XRANGE", WORK, d.id, d.id] for d in deliveries])))
 
     async def backlog(self) -> int:
         """Entries that nobody has finished, read or not."""
@@ -111,14 +125,19 @@ class WorkStream:
         for delivery in deliveries:
             self.held.pop(delivery.id, None)
 
-    async def finish(self, outcomes: Sequence[tuple[Delivery, bytes | ZiyaError]], ttl_milliseconds: int) -> None:
-        """Stores tokens, announces them or the error, and acknowledges: all of it or, in a full Redis, nothing."""
+    async def finish(
+        self, outcomes: Sequence[tuple[Delivery, bytes | ZiyaError | None]], ttl_milliseconds: int
+    ) -> None:
+        """Stores tokens, announces them or the error, and acknowledges: all of it or, in a full Redis, nothing.
+
+        None stands for withdrawn work, of which nobody is told.
+        """
         commands: list[Command] = []
         for delivery, result in outcomes:
             key = delivery.work.tokens_key
             if isinstance(result, bytes):
                 commands += [["SET", key, result, "PX", ttl_milliseconds], announcement(key, None)]
-            else:
+            elif result is not None:
                 commands.append(announcement(key, result))
         deliveries = [delivery for delivery, _ in outcomes]
         await self._link.pipeline(commands + self._acknowledgement(deliveries), atomic=True)

@@ -15,25 +15,31 @@ import uvloop
 
 from protos.chat_pb2_grpc import add_VisualChatServicer_to_server
 from services.gateway import chat_service, web_server
-from services.gateway.addresses import any_address, is_public
-from services.gateway.admission import Admission
-from services.gateway.api_keys import KeyFile, Keys, split
+from services.gateway.addresses import Resolver, any_address, is_public
+from services.gateway.admission import Admission, Capacity
+from services.gateway.admission_metrics import AdmissionMetrics
+from services.gateway.api_keys import KeyFile, Keys
+from services.gateway.body_room import BodyRoom
 from services.gateway.breaker import Breaker
 from services.gateway.completions import Completions
+from services.gateway.cost import Costs
 from services.gateway.encoders import Encoders
 from services.gateway.fetch import Fetcher, FetchPolicy
-from services.gateway.front import Front, TimeLimits
+from services.gateway.front import Bounds, Front, TimeLimits
 from services.gateway.health import Readiness, grpc_serving
 from services.gateway.http_api import HttpApi
 from services.gateway.image_source import ImageOpener
+from services.gateway.key_entry import Key, Limits, parse_keys
 from services.gateway.llama import LlamaClient
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.paths import Paths
 from services.gateway.pipeline import Pipeline
+from services.gateway.quotas import Quotas, QuotaTimes
 from services.gateway.settings import Settings
 from services.gateway.together import cancel
 from ziya import rpc, rpc_server, telemetry
 from ziya.bus import Bus
+from ziya.checkpoint import CheckpointConfig
 from ziya.content import ContentKeys
 from ziya.images import ImageLimits
 from ziya.program import run
@@ -79,7 +85,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     async with AsyncExitStack() as stack:
         metrics = telemetry.Metrics(SERVICE)
         stages = await _stages(settings, metrics, stack)
-        front = await _front(settings, stages, GatewayMetrics(metrics), stack)
+        front = await _front(settings, stages, metrics, stack)
         arrival = RedisArrival.of(stages.bus, settings)
         shown = metrics.registry if settings.gateway_http_metrics else None
         api = HttpApi(front, _completions(settings, front), _readiness(settings, stages, arrival), shown)
@@ -117,8 +123,9 @@ async def _stages(settings: Settings, metrics: telemetry.Metrics, stack: AsyncEx
     return _Stages(vision, qformer, LlamaClient(triton), bus)
 
 
-async def _front(settings: Settings, stages: _Stages, numbers: GatewayMetrics, stack: AsyncExitStack) -> Front:
+async def _front(settings: Settings, stages: _Stages, metrics: telemetry.Metrics, stack: AsyncExitStack) -> Front:
     """Makes the objects and hands them to one another; the stack closes what must be closed."""
+    numbers = GatewayMetrics(metrics)
     content = ContentKeys.load(settings.checkpoint)
     breaker = Breaker(stages.bus.ping, interval=settings.gateway_probe_seconds, report=numbers.bus_up.set)
     stack.push_async_callback(breaker.close)
@@ -126,8 +133,10 @@ async def _front(settings: Settings, stages: _Stages, numbers: GatewayMetrics, s
         allow=settings.gateway_fetch,
         max_bytes=settings.gateway_max_image_bytes,
         seconds=settings.gateway_fetch_seconds,
+        max_request_bytes=settings.gateway_max_body_bytes,
+        any_port=settings.gateway_fetch_private,
     )
-    fetcher = Fetcher(policy, any_address if settings.gateway_fetch_private else is_public)
+    fetcher = Fetcher(policy, Resolver(any_address if settings.gateway_fetch_private else is_public))
     stack.push_async_callback(fetcher.close)
     paths = Paths(
         content.config,
@@ -142,18 +151,42 @@ async def _front(settings: Settings, stages: _Stages, numbers: GatewayMetrics, s
     return Front(
         settings.gateway_model_name,
         keys=_keys(settings),
-        admission=Admission(settings.gateway_max_in_flight),
+        bounds=_bounds(settings, stages.bus, content.config, AdmissionMetrics(metrics), stack),
         limits=TimeLimits(settings.request_timeout, settings.gateway_max_request_timeout),
         pipeline=Pipeline(content, opener, paths, numbers, patience=settings.gateway_retry_seconds),
         metrics=numbers,
     )
 
 
+def _bounds(
+    settings: Settings, bus: Bus, config: CheckpointConfig, numbers: AdmissionMetrics, stack: AsyncExitStack
+) -> Bounds:
+    capacity = Capacity(
+        requests=settings.gateway_max_in_flight,
+        images=settings.gateway_max_images_in_flight,
+        tokens=settings.gateway_max_tokens_in_flight,
+        waiting=settings.gateway_max_waiting,
+        wait_seconds=settings.gateway_max_wait_seconds,
+    )
+    times = QuotaTimes(settings.gateway_quota_seconds, settings.gateway_lease_seconds)
+    quotas = Quotas(bus.link, numbers, times)
+    stack.push_async_callback(quotas.close)
+    bodies = BodyRoom(settings.gateway_max_body_bytes_in_flight, numbers)
+    return Bounds(Costs(config), quotas, Admission(capacity, numbers), bodies, numbers)
+
+
 def _keys(settings: Settings) -> Keys:
+    defaults = Limits(
+        settings.gateway_key_images_per_minute,
+        settings.gateway_key_tokens_per_minute,
+        settings.gateway_key_concurrent,
+    )
+    anybody = Key("anybody", limits=defaults)
+    salted = settings.gateway_salt_by_key
     if settings.gateway_api_keys_file is not None:
-        return Keys(KeyFile(settings.gateway_api_keys_file), salted=settings.gateway_salt_by_key)
-    fixed = split(settings.gateway_api_keys.get_secret_value())
-    return Keys(lambda: fixed, salted=settings.gateway_salt_by_key)
+        return Keys(KeyFile(settings.gateway_api_keys_file, defaults), anybody, salted=salted)
+    fixed = parse_keys(settings.gateway_api_keys.get_secret_value(), defaults)
+    return Keys(lambda: fixed, anybody, salted=salted)
 
 
 def _completions(settings: Settings, front: Front) -> Completions:

@@ -9,11 +9,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
 from protos import chat_pb2 as pb
 from protos.chat_pb2_grpc import VisualChatServicer
+from services.gateway import access
+from services.gateway.api_keys import PRIORITY_HEADER, Caller
 from services.gateway.dialogue import Ask, Dialogue, ImageSource, Message, Sampling, to_dialogue
 from services.gateway.front import Front
 from services.gateway.job import Summary
@@ -45,10 +48,15 @@ class ChatService(VisualChatServicer):
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatChunk]:
         """Chunks of text; the last one carries the report."""
         started = time.monotonic()
-        with self._front.admitted("grpc"):
+        entry = access.Entry("grpc", "VisualChat/Chat", _host(context.peer()), started=started)
+        metadata = dict(context.invocation_metadata() or ())
+        authorization, priority = (str(metadata.get(name, "")) for name in ("authorization", PRIORITY_HEADER))
+        with access.told(entry), self._front.admitted("grpc", authorization, priority) as caller:
+            entry.key = caller.key.name
             try:
-                ask = self._ask(request, context, started)
-                async with aclosing(self._front.answer(ask)) as pieces:
+                ask = self._ask(request, context, started, caller)
+                entry.asked(ask, request.model or self._front.model)
+                async with aclosing(entry.watch(self._front.answer(ask, caller))) as pieces:
                     async for piece in pieces:
                         yield (
                             _last(piece, ask)
@@ -63,20 +71,22 @@ class ChatService(VisualChatServicer):
             except ModelNotFound as error:
                 raise NotFound(error.message) from None
 
-    def _ask(self, request: pb.ChatRequest, context: Context, started: float) -> Ask:
-        metadata = dict(context.invocation_metadata() or ())
-        salt = self._front.keys.check(str(metadata.get("authorization", "")))
-        adapter = self._front.adapter_of(request.model or self._front.model)
+    def _ask(self, request: pb.ChatRequest, context: Context, started: float, caller: Caller) -> Ask:
+        adapter = self._front.adapter_of(request.model or self._front.model, caller.key)
         return Ask(
             dialogue=_dialogue(request),
             sampling=_sampling(request.sampling),
             started=started,
             deadline=self._front.limits.deadline(context.time_remaining()),
             request_id=telemetry.request_id.get(),
-            salt=salt,
-            traceparent=str(metadata.get("traceparent", "")),
+            salt=caller.key.salt,
             adapter=adapter,
         )
+
+
+def _host(peer: str) -> str:
+    """The address in what gRPC calls a peer, as in ipv4:10.0.0.1:4711 and ipv6:%5B::1%5D:4711."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _dialogue(request: pb.ChatRequest) -> Dialogue:

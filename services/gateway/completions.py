@@ -15,6 +15,9 @@ from contextlib import aclosing
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from services.gateway import access
+from services.gateway.api_keys import PRIORITY_HEADER, Caller
+from services.gateway.body_room import Body
 from services.gateway.dialogue import Ask
 from services.gateway.front import Front
 from services.gateway.openai_request import parse
@@ -40,24 +43,29 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, reply = Request(scope, receive), Reply(send, self._heartbeat)
         try:
-            with self._front.admitted("http"):
-                await self._serve(request, receive, reply)
+            authorization, priority = (request.headers.get(name, "") for name in ("authorization", PRIORITY_HEADER))
+            with self._front.admitted("http", authorization, priority) as caller:
+                access.current.get().key = caller.key.name
+                with self._front.bodies.body(caller) as room:
+                    await self._serve(request, receive, reply, caller, room)
         except ZiyaError as error:
+            access.current.get().failure = error
             await reply.fail(error)
         except Exception:  # HTTP's counterpart of the RPC interceptor
             log.exception("the handler failed")
-            await reply.fail(Internal(f"a defect of this server; its log names request {telemetry.request_id.get()}"))
+            defect = Internal(f"a defect of this server; its log names request {telemetry.request_id.get()}")
+            access.current.get().failure = defect
+            await reply.fail(defect)
 
-    async def _serve(self, request: Request, receive: Receive, reply: Reply) -> None:
+    async def _serve(self, request: Request, receive: Receive, reply: Reply, caller: Caller, room: Body) -> None:
         started = time.monotonic()
-        self._front.keys.check(request.headers.get("authorization", ""))
         deadline = self._front.limits.deadline(_timeout(request))
         try:
-            async with asyncio.timeout(deadline - time.time()):
-                body = await _read(request, self._max_body)
+            async with self._front.admission.readers.reading(caller, deadline - time.time()):
+                body = await _read(request, self._max_body, room)
         except (ClientDisconnect, TimeoutError):
             raise Cancelled("the client did not send its request to the end") from None
-        work = asyncio.create_task(self._answer(request, body, reply, started, deadline))
+        work = asyncio.create_task(self._answer(caller, body, reply, started, deadline))
         gone = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -67,32 +75,34 @@ class Completions:
         finally:
             await cancel([work, gone])
 
-    async def _answer(self, request: Request, body: bytes, reply: Reply, started: float, deadline: float) -> None:
+    async def _answer(self, caller: Caller, body: bytes, reply: Reply, started: float, deadline: float) -> None:
         asked = await asyncio.to_thread(parse, body) if len(body) > _THREAD_BYTES else parse(body)
-        adapter = self._front.adapter_of(asked.model)
+        adapter = self._front.adapter_of(asked.model, caller.key)
         ask = Ask(
             dialogue=asked.dialogue,
             sampling=asked.sampling,
             started=started,
             deadline=deadline,
             request_id=telemetry.request_id.get(),
-            salt=self._front.keys.check(request.headers.get("authorization", "")),
-            traceparent=request.headers.get("traceparent", ""),
+            salt=caller.key.salt,
             adapter=adapter,
         )
         wanted = asked.sampling.logprobs is not None
         shape = Shape(ask.request_id, asked.model, include_usage=asked.include_usage, logprobs=wanted)
-        async with aclosing(self._front.answer(ask)) as pieces:
+        entry = access.current.get()
+        entry.asked(ask, asked.model)
+        async with aclosing(entry.watch(self._front.answer(ask, caller, reply.tell))) as pieces:
             await (reply.stream(shape, pieces) if asked.stream else reply.whole(shape, pieces))
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """The body. Raises BodyTooLarge, from the header alone where that tells."""
+async def _read(request: Request, limit: int, room: Body) -> bytes:
+    """The body. Raises BodyTooLarge, from the header alone where that tells, and as Body.grow does."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise BodyTooLarge(f"the request has {length} bytes; at most {limit} are accepted")
     body = bytearray()
     async for block in request.stream():
+        room.grow(len(block))
         body += block
         if len(body) > limit:
             raise BodyTooLarge(f"the request has more than {limit} bytes")

@@ -14,11 +14,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from ziya.errors import BadField
+from ziya.errors import BadField, PromptTooLong
 from ziya.prompt import Turn
 
 ROLES = ("system", "user", "assistant")
+# Far more than any context holds: what is above is refused before it is copied, tokenised or fetched.
+MAX_MESSAGES = 1024
+MAX_IMAGES = 64
+MAX_TEXT_LENGTH = 1 << 20
 MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
 MAX_BIASES = 1024
 MAX_SCHEMA_LENGTH = 32_768
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
@@ -83,6 +88,8 @@ class Sampling:
             raise BadField("ignore_eos: a JSON text has an end", "ignore_eos")
         if len(self.stop) > MAX_STOPS or not all(self.stop):
             raise BadField(f"stop: at most {MAX_STOPS} strings, none of them empty", "stop")
+        if any(len(stop) > MAX_STOP_LENGTH for stop in self.stop):
+            raise BadField(f"stop: strings have at most {MAX_STOP_LENGTH} characters", "stop")
 
     def _check_bias(self) -> None:
         if len(self.logit_bias) > MAX_BIASES:
@@ -120,22 +127,21 @@ class Ask:
     deadline: float
     request_id: str
     salt: str = ""
-    traceparent: str = field(default="")
     adapter: str = ""
 
-    @property
-    def wire(self) -> str:
+    def to_wire(self, traceparent: str) -> str:
         """What goes with the prompt to Triton's model `ziya_llama`: its `sampling` input.
 
         The salt goes along, since the language model reuses what it has computed for prompts that begin alike.
         """
-        more = {"request_id": self.request_id, "traceparent": self.traceparent}
+        more = {"request_id": self.request_id, "traceparent": traceparent}
         more |= {"salt": self.salt, "adapter": self.adapter}
         return self.sampling.to_wire(deadline=self.deadline, **more)
 
 
 def to_dialogue(messages: Sequence[Message]) -> Dialogue:
-    """Merges and orders messages. Raises BadField naming the message that breaks the rules above."""
+    """Merges and orders messages. Raises BadField naming the message that breaks the rules above, or PromptTooLong."""
+    _check_size(messages)
     system = [m.text for m in messages if m.role == "system" and m.text]
     spoken = [m for m in messages if m.role != "system"]
     if not spoken:
@@ -154,6 +160,15 @@ def to_dialogue(messages: Sequence[Message]) -> Dialogue:
         else:
             turns.append(Turn(message.role, message.text, message.images))
     return Dialogue(tuple(turns), _lines(*system))
+
+
+def _check_size(messages: Sequence[Message]) -> None:
+    if len(messages) > MAX_MESSAGES:
+        raise BadField(f"messages: at most {MAX_MESSAGES}, not {len(messages)}", "messages")
+    if (images := sum(len(message.images) for message in messages)) > MAX_IMAGES:
+        raise BadField(f"messages: at most {MAX_IMAGES} images, not {images}", "messages")
+    if (length := sum(len(message.text) for message in messages)) > MAX_TEXT_LENGTH:
+        raise PromptTooLong(f"the messages have {length} characters; at most {MAX_TEXT_LENGTH} are read")
 
 
 def _check(message: Message) -> None:

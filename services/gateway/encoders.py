@@ -7,6 +7,7 @@ Requests for the same key at the same time share one call.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,7 +18,7 @@ from protos.qformer_pb2_grpc import QFormerStub
 from protos.vision_pb2 import EncodeReply, EncodeRequest
 from protos.vision_pb2_grpc import VisionEncoderStub
 from services.gateway.image_source import Picture
-from ziya import rpc, wire
+from ziya import rpc, tracing, wire
 from ziya.checkpoint import CheckpointConfig
 from ziya.errors import BusUnavailable, NotFound
 from ziya.single_flight import SingleFlight
@@ -27,21 +28,26 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class Visual:
-    """An image of a request, the question that it is shown with, and the key its tokens have."""
+    """An image of a request, the question that it is shown with, and the keys its features and tokens have."""
 
     picture: Picture
     instruction: str
+    features_key: str
     tokens_key: str
     salt: str
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded(Generic[ResultT]):
-    """What an encoder gave. `shared`: another request's call was used, nothing was computed for this one."""
+    """What an encoder gave. `shared`: another request's call was used, nothing was computed for this one.
+
+    `work_id`: the reference queued for the Q-Former, to be given to `Encoders.release`.
+    """
 
     value: ResultT
     shared: bool
     stage_seconds: dict[str, float]
+    work_id: str = ""
 
 
 class Encoders:
@@ -53,6 +59,7 @@ class Encoders:
         self._config = config
         self._encodes: SingleFlight[EncodeReply] = SingleFlight()
         self._inlines: SingleFlight[tuple[bytes, dict[str, float]]] = SingleFlight()
+        self._holders: Counter[str] = Counter()  # by the id of the work
 
     async def encode(self, visual: Visual, deadline: float) -> Encoded[None]:
         """Has the visual tokens made under their key. Raises what Encode raised."""
@@ -61,7 +68,17 @@ class Encoders:
             return await self._encode(visual, deadline, inline=False)
 
         reply, shared = await self._encodes.do(visual.tokens_key, work)
-        return Encoded(None, shared, _seconds(reply))
+        if reply.work_id:
+            self._holders[reply.work_id] += 1
+        return Encoded(None, shared, _seconds(reply), reply.work_id)
+
+    def release(self, work_id: str) -> bool:
+        """One request less is interested in queued work; whether it was the last one."""
+        self._holders[work_id] -= 1
+        if self._holders[work_id] > 0:
+            return False
+        del self._holders[work_id]
+        return True
 
     async def inline(self, visual: Visual, deadline: float) -> Encoded[bytes]:
         """The visual tokens themselves: float16 bytes of [queries, width]. Redis is not touched."""
@@ -71,7 +88,8 @@ class Encoders:
             request = QueryRequest(
                 features=Features(tensor=reply.features), instruction=visual.instruction, salt=visual.salt, inline=True
             )
-            answer = await rpc.call(self._qformer.Query, request, deadline=deadline)
+            with tracing.span("qformer.query", kind=tracing.Kind.CLIENT):
+                answer = await rpc.call(self._qformer.Query, request, deadline=deadline)
             envelope = wire.unpack(
                 answer.tokens.envelope,
                 stage=wire.Stage.TOKENS,
@@ -96,7 +114,8 @@ class Encoders:
             inline=inline,
         )
         try:
-            reply: EncodeReply = await rpc.call(self._vision.Encode, request, deadline=deadline)
+            with tracing.span("vision.encode", {"ziya.inline": inline}, kind=tracing.Kind.CLIENT):
+                reply: EncodeReply = await rpc.call(self._vision.Encode, request, deadline=deadline)
         except (NotFound, BusUnavailable) as error:
             if picture.data or (isinstance(error, BusUnavailable) and not inline):
                 raise

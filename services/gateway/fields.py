@@ -6,6 +6,7 @@ not an option that silently does nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -40,7 +41,7 @@ class Fields:
         if value is None:
             return None
         if kind is float and type(value) is int:
-            value = float(value)
+            value = number(value)
         if type(value) is not kind:
             raise BadField(f"{self.path(name)} must be {_NAMES[kind]}", self.path(name), "invalid_type")
         return value
@@ -68,6 +69,14 @@ class Fields:
         """Refuses the fields that nobody took."""
         for name in self._left:
             raise BadField(f"{self.path(name)} is not a field of this request", self.path(name), "unknown_parameter")
+
+
+def number(value: int | float) -> float:
+    """A number of JSON; what is too large for a float is infinite, and so outside all bounds."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _same(one: object, other: object) -> bool:

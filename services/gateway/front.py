@@ -1,4 +1,4 @@
-"""What both faces do around the pipeline: let a request in, give it a deadline, count and log its end.
+"""What both faces do around the pipeline: let a request in, give it a deadline, count its end.
 
 A face turns its own protocol into an Ask and the pieces into its own protocol; every rule between is here.
 """
@@ -6,22 +6,25 @@ A face turns its own protocol into an Ask and the pieces into its own protocol; 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from services.gateway.admission import Admission
-from services.gateway.api_keys import Keys
+from services.gateway.admission_metrics import AdmissionMetrics
+from services.gateway.api_keys import Caller, Keys
+from services.gateway.body_room import BodyRoom
+from services.gateway.cost import Cost, Costs
 from services.gateway.dialogue import Ask
 from services.gateway.job import Summary
+from services.gateway.key_entry import Key
 from services.gateway.llama import Piece
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.pipeline import Pipeline
-from ziya.errors import BadField, Cancelled, Internal, ModelNotFound, ZiyaError
-
-log = logging.getLogger(__name__)
+from services.gateway.quotas import Quotas
+from ziya import tracing
+from ziya.errors import Cancelled, Forbidden, Internal, ModelNotFound, ZiyaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,17 @@ class TimeLimits:
         return time.time() + min(self.default if wanted is None else wanted, self.longest)
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What stands between a request and the work: what it costs, what its key may, what there is room for."""
+
+    costs: Costs
+    quotas: Quotas
+    admission: Admission
+    bodies: BodyRoom
+    metrics: AdmissionMetrics
+
+
 class Front:
     """Shared by the HTTP and the gRPC face."""
 
@@ -44,38 +58,66 @@ class Front:
         model: str,
         *,
         keys: Keys,
-        admission: Admission,
+        bounds: Bounds,
         limits: TimeLimits,
         pipeline: Pipeline,
         metrics: GatewayMetrics,
     ) -> None:
         self.model = model
         self.keys = keys
-        self.admission = admission
+        self.admission = bounds.admission
+        self.bodies = bounds.bodies
+        self._bounds = bounds
         self.limits = limits
         self._pipeline = pipeline
         self._metrics = metrics
 
-    def adapter_of(self, name: str) -> str:
-        """The LoRA adapter in a model's name, as in ziya-visual:NAME; "" for none. ModelNotFound for another model."""
+    def adapter_of(self, name: str, key: Key) -> str:
+        """The LoRA adapter in a model's name, as in ziya-visual:NAME; "" for none.
+
+        Raises ModelNotFound for another model, Forbidden for an adapter that is not the key's.
+        """
         model, _, adapter = name.partition(":")
         if model != self.model:
             raise ModelNotFound(f"the model {name!r} is not served here; this server has {self.model!r}")
+        if adapter and key.adapters is not None and adapter not in key.adapters:
+            raise Forbidden(f"the key {key.name} may not use the adapter {adapter!r}")
         return adapter
 
-    def answer(self, ask: Ask) -> AsyncGenerator[Piece | Summary, None]:
-        """The pipeline's answer."""
-        return self._pipeline.answer(ask)
+    async def answer(
+        self, ask: Ask, caller: Caller, tell: Callable[[Mapping[str, str]], None] = lambda _: None
+    ) -> AsyncGenerator[Piece | Summary, None]:
+        """The pipeline's answer, once the key's limits and the system have room for it.
+
+        `tell` gets how the key's limits stand, as HTTP headers, before the first piece. Raises as Quotas.take,
+        Admission.place and Pipeline.answer do.
+        """
+        cost, began = self._bounds.costs.of(ask), time.perf_counter()
+        with await self._bounds.quotas.take(caller.key, cost) as grant:
+            tell(grant.headers)
+            with await self.admission.place(caller, cost, ask.deadline) as place:
+                grant.spent = cost
+                tracing.record("gateway.admission", began, time.perf_counter())
+                async with aclosing(self._pipeline.answer(ask)) as pieces:
+                    async for piece in pieces:
+                        place.seen()
+                        if isinstance(piece, Summary):
+                            grant.spent = Cost(cost.images, piece.usage.prompt + piece.usage.completion)
+                            self._bounds.metrics.used(caller.key.name, cost.images, grant.spent.tokens)
+                        yield piece
 
     @contextmanager
-    def admitted(self, face: str) -> Iterator[None]:
-        """Holds a place for one request, and notes how it ended. Raises as `Admission.enter`."""
-        started = time.monotonic()
+    def admitted(self, face: str, authorization: str, priority: str) -> Iterator[Caller]:
+        """Lets one request in, with its headers `Authorization` and `X-Priority`, and notes how it ended.
+
+        Raises as `Keys.caller` and `Admission.enter` do.
+        """
         failure: ZiyaError | None = Internal("the handler failed")
         try:
-            with self.admission.enter():
+            caller = self.keys.caller(authorization, priority)
+            with self.admission.enter(caller):
                 self._metrics.in_flight.set(self.admission.in_flight)
-                yield
+                yield caller
             failure = None
         except ZiyaError as error:
             failure = error
@@ -86,13 +128,3 @@ class Front:
         finally:
             self._metrics.in_flight.set(self.admission.in_flight)
             self._metrics.ended(face, failure)
-            log.info("request ended", extra=_entry(face, failure, time.monotonic() - started))
-
-
-def _entry(face: str, failure: ZiyaError | None, seconds: float) -> dict[str, object]:
-    entry: dict[str, object] = {"face": face, "outcome": type(failure).__name__ if failure else "ok"}
-    if failure is not None:
-        entry["reason"] = failure.message
-    if isinstance(failure, BadField):
-        entry["param"] = failure.param
-    return entry | {"seconds": round(seconds, 6)}

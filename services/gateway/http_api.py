@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable
 from html import escape
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -17,14 +16,21 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.gateway import access
 from services.gateway.completions import Completions
 from services.gateway.front import Front
 from services.gateway.health import Readiness
+from services.gateway.key_entry import Key
 from services.gateway.openai_error import error_headers, error_object, plain_error
-from ziya import telemetry
-from ziya.errors import ZiyaError, status_of
+from ziya import telemetry, tracing
+from ziya.errors import Forbidden, ZiyaError, status_of
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_ANSWERS = "/v1/chat/completions"
+# Asked every few seconds by machines.
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+# Characters of a path that are sent back.
+MAX_PATH = 200
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{model}</title>
 <h1>{model}</h1>
@@ -47,27 +53,29 @@ class HttpApi:
     ) -> None:
         self._front = front
         self._readiness = readiness
+        self._registry = registry
         self._page_body = _PAGE.format(model=escape(front.model), metrics="" if registry is None else _METRICS)
         self._since = int(time.time())
         routes = [
-            Route("/v1/chat/completions", completions, methods=["POST"]),
+            Route(_ANSWERS, completions, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._model),
             Route("/healthz", _live),
             Route("/readyz", self._ready),
-            *([Route("/metrics", _metrics_of(registry))] if registry is not None else []),
+            *([Route("/metrics", self._metrics)] if registry is not None else []),
             Route("/", self._page),
         ]
         handlers = {HTTPException: _http_error, ZiyaError: _error}
         self.app = Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(RequestIds)])
+        # It would send clients to the host that they name themselves.
+        self.app.router.redirect_slashes = False
 
     async def _models(self, request: Request) -> Response:
         self._check_key(request)
         return JSONResponse({"object": "list", "data": [self._description()]})
 
     async def _model(self, request: Request) -> Response:
-        self._check_key(request)
-        self._front.adapter_of(request.path_params["name"])
+        self._front.adapter_of(request.path_params["name"], self._check_key(request))
         return JSONResponse(self._description())
 
     async def _ready(self, request: Request) -> Response:
@@ -79,15 +87,26 @@ class HttpApi:
     async def _page(self, request: Request) -> Response:
         return HTMLResponse(self._page_body)
 
-    def _check_key(self, request: Request) -> None:
-        self._front.keys.check(request.headers.get("authorization", ""))
+    async def _metrics(self, request: Request) -> Response:
+        """Where keys are needed, these tell of everybody: only keys of the operator's own see them."""
+        key = self._check_key(request)
+        if self._front.keys.needed and not key.role.sees_metrics:
+            raise Forbidden(f"the key {key.name} may not see the metrics: its role is {key.role}")
+        assert self._registry is not None
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+    def _check_key(self, request: Request) -> Key:
+        return self._front.keys.check(request.headers.get("authorization", ""))
 
     def _description(self) -> dict[str, object]:
         return {"id": self._front.model, "object": "model", "created": self._since, "owned_by": "ziya-visual"}
 
 
 class RequestIds:
-    """Names every request: the client's `X-Request-Id` where it is fit for a log, else a new one; and says it back."""
+    """Names every request: the client's `X-Request-Id` where it is fit for a log, else a new one; and says it back.
+
+    The request's trace and its line in the access log begin here, too, and end here.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -96,23 +115,35 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         own = given if _REQUEST_ID.fullmatch(given) else telemetry.new_request_id()
         telemetry.request_id.set(own)
+        telemetry.traceparent.set(tracing.accept(headers.get("traceparent")))
+        entry = access.Entry("http", f"{scope['method']} {scope['path'][: access.NAME_LENGTH]}", _host(scope))
 
         async def naming(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["x-request-id"] = own
+                entry.status = message["status"]
             await send(message)
 
-        await self._app(scope, receive, naming)
+        with _span(scope, own) as span, access.told(entry, quiet=scope["path"] in _QUIET):
+            await self._app(scope, receive, naming)
+            access.describe(span, entry)
 
 
-def _metrics_of(registry: CollectorRegistry) -> Callable[[Request], Awaitable[Response]]:
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+def _span(scope: Scope, request_id: str) -> tracing.Span:
+    """Of answers only: probes and pages are no traces."""
+    if scope["path"] != _ANSWERS:
+        return tracing.Span()
+    name = f"{scope['method']} {_ANSWERS}"
+    return tracing.span(name, {"ziya.request_id": request_id}, kind=tracing.Kind.SERVER)
 
-    return metrics
+
+def _host(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 async def _live(request: Request) -> Response:
@@ -126,5 +157,6 @@ async def _error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    # Not `request.url`, which is made with the client's Host, whatever that holds.
+    message = f"{request.method} {request.scope['path'][:MAX_PATH]}: {error.detail.lower()}"
     return JSONResponse(plain_error(message, error.status_code), error.status_code, error.headers)

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.gateway.dialogue import ImageSource
-from services.gateway.fetch import Fetcher
+from services.gateway.fetch import Budget, Fetcher
 from services.gateway.together import together
-from ziya import images, keys
+from ziya import images, keys, tracing
 from ziya.errors import BadField, InvalidImage, InvalidRequest
 
 _THREAD_BYTES = 256 << 10
@@ -40,19 +40,27 @@ class ImageOpener:
 
     async def open_all(self, sources: Sequence[ImageSource], deadline: float) -> list[Picture]:
         """All images, in order; fetches run side by side. Raises BadField naming the first bad one."""
-        return await together([self._open(source, deadline) for source in sources])
+        budget = self._fetcher.budget()
+        return await together([self._open(source, deadline, budget) for source in sources])
 
-    async def _open(self, source: ImageSource, deadline: float) -> Picture:
+    async def _open(self, source: ImageSource, deadline: float, budget: Budget) -> Picture:
         try:
             if source.image_id:
                 return Picture(source.image_id, b"", source.where)
             if source.url.startswith("data:"):
                 return await self._in_thread(source, source.url)
-            data = source.data if source.data is not None else await self._fetcher.get(source.url, deadline)
+            data = source.data if source.data is not None else await self._fetch(source.url, deadline, budget)
             return await self._in_thread(source, data)
         except InvalidRequest as error:
             code = "invalid_image" if isinstance(error, InvalidImage) else "invalid_image_url"
             raise BadField(f"{source.where}: {error.message}", source.where, code) from None
+
+    async def _fetch(self, url: str, deadline: float, budget: Budget) -> bytes:
+        """The URL itself is not told: it may hold a signature."""
+        with tracing.span("image.fetch", kind=tracing.Kind.CLIENT) as span:
+            data = await self._fetcher.get(url, deadline, budget)
+            span.set({"ziya.bytes": len(data)})
+        return data
 
     async def _in_thread(self, source: ImageSource, data: bytes | str) -> Picture:
         if len(data) <= _THREAD_BYTES:

@@ -43,12 +43,17 @@ class Summary:
 
 @dataclass(slots=True)
 class Job:
-    """One request. `computed` holds the token keys that were computed for it, in whichever attempt."""
+    """One request. `computed` holds the token keys that were computed for it, in whichever attempt.
+
+    `works`: what was queued on the bus for it, as its encodes said. `texts_came`: it needs none of that any more.
+    """
 
     ask: Ask
     texts: Sequence[str] = ()
     visuals: Sequence[Visual] = ()
     inline: bool = False
+    works: list[str] = field(default_factory=list)
+    texts_came: bool = False
     computed: set[str] = field(default_factory=set)
     encodes: list[asyncio.Task[None]] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
@@ -64,6 +69,8 @@ class Job:
     def note(self, key: str, encoded: Encoded[Any]) -> None:
         """Keeps the slowest image's seconds of each stage; images are encoded side by side."""
         (self.computed.discard if encoded.shared else self.computed.add)(key)
+        if encoded.work_id:
+            self.works.append(encoded.work_id)
         for stage, seconds in encoded.stage_seconds.items():
             self.stage_seconds[stage] = max(self.stage_seconds.get(stage, 0.0), seconds)
 

@@ -20,11 +20,12 @@ from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from ziya.errors import DeadlineExceeded, Internal, Unavailable, ZiyaError, from_line, from_status
+from ziya.tracing import Span
 
 MODEL = "ziya_llama"
 _DRAIN_SECONDS = 1.0
-# Triton's own sentences for a model that is not there yet, or whose Python process has died and is started again.
-_RESTARTING = ("Stub process", "unknown model", "is not ready")
+# Triton's own sentences for a model that is not there (any more), or whose Python process is started again.
+_RESTARTING = ("Stub process", "unknown model", "is not ready", "Server is stopping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,21 @@ class Prompt:
 
 
 class LlamaStream:
-    """One answer in the making: `read` until a piece has a finish reason; `close` in every case."""
+    """One answer in the making: `read` until a piece has a finish reason; `close` in every case, also for the span."""
 
-    def __init__(self, call: Any) -> None:
-        self._call = call
+    def __init__(self, call: Any, span: Span) -> None:
+        self._call, self._span = call, span
         self._finished = False
 
     async def read(self) -> Piece:
         """The next piece. Raises what the model or the connection raised, from our tree."""
+        try:
+            return await self._read()
+        except ZiyaError as error:
+            self._span.fail(error)
+            raise
+
+    async def _read(self) -> Piece:
         try:
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
@@ -89,6 +97,7 @@ class LlamaStream:
             except (TimeoutError, grpc.aio.AioRpcError):
                 pass
         self._call.cancel()
+        self._span.end()
 
 
 class LlamaClient:
@@ -97,15 +106,17 @@ class LlamaClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = kserve_grpc.GRPCInferenceServiceStub(channel)
 
-    def open(self, prompt: Prompt, *, deadline: float, request_id: str) -> LlamaStream:
-        """Starts the call and returns at once. `deadline` in unix seconds."""
+    def open(self, prompt: Prompt, *, deadline: float, request_id: str, span: Span) -> LlamaStream:
+        """Starts the call and returns at once. `deadline` in unix seconds; `span` is that of the call."""
         timeout = deadline - time.time()
         if timeout <= 0:
+            span.end()
             raise DeadlineExceeded("no time was left to ask the language model")
-        metadata = (("x-request-id", request_id),)
-        return LlamaStream(
-            self._stub.ModelStreamInfer([_request(prompt, request_id)], timeout=timeout, metadata=metadata)
-        )
+        # Triton's own spans, where it takes some, belong to the same trace as its model's.
+        known = (("x-request-id", request_id), ("traceparent", span.traceparent))
+        metadata = tuple(pair for pair in known if pair[1])
+        call = self._stub.ModelStreamInfer([_request(prompt, request_id)], timeout=timeout, metadata=metadata)
+        return LlamaStream(call, span)
 
     async def ready(self) -> None:
         """Raises Unavailable when Triton, or the model in it, cannot take requests."""

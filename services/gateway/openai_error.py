@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +15,7 @@ _TYPES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "invalid_request_error",
     HTTPStatus.METHOD_NOT_ALLOWED: "invalid_request_error",
     HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
     HTTPStatus.NOT_IMPLEMENTED: "not_implemented_error",
@@ -25,8 +27,10 @@ _CODES: dict[type[ZiyaError], str] = {
     errors.PromptTooLong: "context_length_exceeded",
     errors.InvalidImage: "invalid_image",
     errors.Unauthenticated: "invalid_api_key",
+    errors.Forbidden: "forbidden",
     errors.ModelNotFound: "model_not_found",
     errors.NotFound: "image_not_found",
+    errors.RateLimited: "rate_limit_exceeded",
     errors.Overloaded: "overloaded",
     errors.Unavailable: "stage_unavailable",
     errors.DeadlineExceeded: "deadline_exceeded",
@@ -51,7 +55,8 @@ def error_json(error: ZiyaError) -> bytes:
 def error_headers(error: ZiyaError) -> dict[str, str]:
     """Headers that belong to an error."""
     if isinstance(error, errors.Overloaded):
-        return {"Retry-After": f"{max(1, round(error.retry_after))}"}
+        limits = error.limits if isinstance(error, errors.RateLimited) else {}
+        return {"Retry-After": f"{max(1, math.ceil(error.retry_after))}", **limits}
     if isinstance(error, errors.Transient):
         return {"Retry-After": "1"}
     if isinstance(error, errors.Unauthenticated):

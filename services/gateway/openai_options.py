@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from services.gateway.dialogue import Sampling
-from services.gateway.fields import Fields
+from services.gateway.fields import Fields, number
 from ziya.errors import BadField
 
 ANY_OBJECT = '{"type": "object"}'
@@ -50,7 +50,7 @@ def _logit_bias(fields: Fields) -> dict[int, float]:
             raise BadField(f"each name in logit_bias must be a token id, not {name!r}", "logit_bias")
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise BadField("each value in logit_bias must be a number", "logit_bias", "invalid_type")
-        biases[int(name)] = float(bias)
+        biases[int(name)] = number(bias)
     return biases
 
 

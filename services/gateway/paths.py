@@ -7,14 +7,16 @@ ones are being made. Whatever fails first ends the attempt, and nothing of it is
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from services.gateway.breaker import Breaker
 from services.gateway.encoders import Encoded, Encoders, Visual
 from services.gateway.job import Job
 from services.gateway.llama import InlineTokens, LlamaClient, LlamaStream, Piece, Prompt
 from services.gateway.together import cancel, together
+from ziya import tracing
 from ziya.bus import Bus
 from ziya.checkpoint import CheckpointConfig
 from ziya.errors import BusUnavailable, VisualTokensMissing
@@ -42,6 +44,7 @@ class Paths:
         self._bus, self._breaker = bus, breaker
         self._encoders, self._llama = encoders, llama
         self._tokens_ttl, self._watch = tokens_ttl, watch
+        self._withdrawing: set[asyncio.Task[None]] = set()
 
     async def attempt(self, job: Job) -> tuple[LlamaStream, Piece]:
         """An open stream and its first piece. Raises BusUnavailable or VisualTokensMissing where the inline
@@ -54,6 +57,24 @@ class Paths:
             piece = await stream.read()
             stack.pop_all()
         return stream, piece
+
+    def leave(self, job: Job) -> None:
+        """The job has ended: what was queued for it, and for nobody else, is taken off the bus if it is of no use."""
+        works = [work_id for work_id in job.works if self._encoders.release(work_id)]
+        if works and not job.texts_came and self._breaker.closed:
+            task = asyncio.create_task(self._withdraw(works))
+            self._withdrawing.add(task)
+            task.add_done_callback(self._withdrawing.discard)
+
+    async def discard(self, job: Job) -> None:
+        """Throws away what lies on the bus for the job's images: something of it fails its checks."""
+        keys = [key for visual in job.visuals for key in (visual.features_key, visual.tokens_key)]
+        with suppress(BusUnavailable):  # then nobody reads it either
+            await self._bus.drop(keys)
+
+    async def _withdraw(self, works: Sequence[str]) -> None:
+        with suppress(BusUnavailable):  # it is worked on in vain, and its tokens are there for the next one
+            await self._bus.withdraw(works)
 
     async def _by_bus(self, job: Job) -> tuple[LlamaStream, Piece]:
         wanted = job.unique()
@@ -70,10 +91,9 @@ class Paths:
         return stream, piece
 
     def _open(self, job: Job, images: Sequence[str] | InlineTokens, stack: AsyncExitStack) -> LlamaStream:
-        ask = job.ask
-        sampling = ask.wire
-        prompt = Prompt(job.texts, images, sampling)
-        stream = self._llama.open(prompt, deadline=ask.deadline, request_id=ask.request_id)
+        ask, span = job.ask, tracing.span("triton.infer", {"ziya.inline": job.inline}, kind=tracing.Kind.CLIENT)
+        prompt = Prompt(job.texts, images, ask.to_wire(span.traceparent))
+        stream = self._llama.open(prompt, deadline=ask.deadline, request_id=ask.request_id, span=span)
         stack.push_async_callback(stream.close)
         return stream
 
@@ -101,11 +121,14 @@ class Paths:
     async def _touch(self, keys: list[str]) -> list[bool]:
         if not self._breaker.closed:
             raise BusUnavailable("Redis did not answer a moment ago")
+        began = time.monotonic()
         try:
-            return await self._bus.touch(keys, self._tokens_ttl)
+            there = await self._bus.touch(keys, self._tokens_ttl)
         except BusUnavailable:
             self._breaker.trip()
             raise
+        self._breaker.answered(began)
+        return there
 
     async def _inline_tokens(self, job: Job) -> InlineTokens:
         wanted = job.unique()

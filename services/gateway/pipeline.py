@@ -26,8 +26,9 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.pace import Pace
 from services.gateway.paths import Paths
 from services.gateway.together import cancel
+from ziya import tracing
 from ziya.content import ContentKeys
-from ziya.errors import BusUnavailable, DeadlineExceeded, Unavailable, VisualTokensMissing
+from ziya.errors import BusUnavailable, DeadlineExceeded, Unavailable, VisualTokensMissing, VisualTokensSpoilt
 from ziya.prompt import Turn, render
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
@@ -54,6 +55,7 @@ class Pipeline:
         stream: LlamaStream | None = None
         try:
             stream, piece = await self._before_first_text(job)
+            job.texts_came = True
             job.mark("time_to_first_token")
             self._metrics.first_token.observe(job.stage_seconds["time_to_first_token"])
             pace = Pace(self._metrics.inter_token)
@@ -69,6 +71,7 @@ class Pipeline:
             yield summary
         finally:
             await cancel(job.encodes)
+            self._paths.leave(job)
             if stream is not None:
                 await stream.close()
 
@@ -84,7 +87,8 @@ class Pipeline:
         """From the dialogue to the prompt's texts and its images with their keys."""
         dialogue = job.ask.dialogue
         sources = [source for turn in dialogue.turns for source in turn.images]
-        pictures = iter(await self._opener.open_all(sources, job.ask.deadline) if sources else ())
+        with tracing.span("gateway.images", {"ziya.images": len(sources)}):
+            pictures = iter(await self._opener.open_all(sources, job.ask.deadline) if sources else ())
         system = f"{dialogue.system}\n" if dialogue.system else ""
         turns: list[Turn[Visual]] = []
         for turn in dialogue.turns:
@@ -98,7 +102,7 @@ class Pipeline:
     def _visual(self, picture: Picture, turn: Turn[ImageSource], salt: str) -> Visual:
         """A Q-Former that reads the instruction reads the text of the turn that shows the image."""
         features_key = self._content.features(picture.image_id, salt)
-        return Visual(picture, turn.text, self._content.tokens(features_key, turn.text), salt)
+        return Visual(picture, turn.text, features_key, self._content.tokens(features_key, turn.text), salt)
 
     async def _until_answered(self, job: Job) -> tuple[LlamaStream, Piece]:
         """Tries until the model's first piece is there; the module's docstring says what is tried again."""
@@ -111,6 +115,8 @@ class Pipeline:
                 if job.inline:
                     raise Unavailable(f"the visual tokens could not be made without Redis: {error.message}") from None
                 job.inline = True
+                if isinstance(error, VisualTokensSpoilt):
+                    await self._paths.discard(job)
                 self._metrics.inline.labels(type(error).__name__).inc()
             except Unavailable as error:
                 if time.monotonic() + pause > give_up:

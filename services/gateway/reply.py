@@ -35,9 +35,14 @@ class Reply:
     def __init__(self, send: Send, heartbeat: float) -> None:
         self._send = send
         self._heartbeat = heartbeat
+        self._headers: dict[str, str] = {}
         self._started = False
         self._ended = False
         self._last_sent = time.monotonic()
+
+    def tell(self, headers: Mapping[str, str]) -> None:
+        """Headers that the answer will have, if it has not begun."""
+        self._headers.update(headers)
 
     async def whole(self, shape: Shape, pieces: AsyncIterator[Piece | Summary]) -> None:
         """One JSON body at the end."""
@@ -90,7 +95,7 @@ class Reply:
 
     async def _start(self, status: HTTPStatus, headers: Mapping[str, str]) -> None:
         self._started = True
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        raw = [(name.lower().encode(), value.encode()) for name, value in {**self._headers, **headers}.items()]
         await self._send({"type": "http.response.start", "status": int(status), "headers": raw})
 
     async def _body(self, data: bytes, *, end: bool) -> None:

@@ -25,14 +25,30 @@ class Settings(ProcessSettings):
     gateway_qformer: str = "127.0.0.1:9002"
     gateway_triton: str = "127.0.0.1:8001"
     gateway_model_name: str = Field("ziya-visual", min_length=1)
-    # Keys that open the API, separated by commas; empty means that everybody may ask.
+    # Keys that open the API, separated by commas; empty means that everybody may ask. `ziya key new` makes one.
     gateway_api_keys: SecretStr = SecretStr("")
-    # Or a file that holds them, and that may be exchanged while the gateway runs.
+    # Or a file with a key a line, hashed or plain, that may be exchanged while the gateway runs (docs/api.md).
     gateway_api_keys_file: Path | None = None
     # With API keys: no key's images can be found in the cache by another key.
     gateway_salt_by_key: bool = False
+    # What a key may take whose line does not say: images and tokens a minute, requests at once; unset is no limit.
+    gateway_key_images_per_minute: int | None = Field(None, ge=1)
+    gateway_key_tokens_per_minute: int | None = Field(None, ge=1)
+    gateway_key_concurrent: int | None = Field(None, ge=1)
+    # How long a request waits for Redis to say what its key has left; then this process decides alone.
+    gateway_quota_seconds: float = Field(0.25, gt=0)
+    # For so long the requests of a gateway that was killed count against their keys.
+    gateway_lease_seconds: float = Field(10.0, ge=0.3)
+    # What is worked on at once: requests, their images until the first text, tokens of prompts and longest answers.
     gateway_max_in_flight: int = Field(128, ge=1)
+    gateway_max_images_in_flight: int = Field(256, ge=1)
+    gateway_max_tokens_in_flight: int = Field(262_144, ge=1)
+    # Further requests that wait for room, and for how long; more are refused, those of low priority first.
+    gateway_max_waiting: int = Field(32, ge=0)
+    gateway_max_wait_seconds: float = Field(2.0, gt=0)
     gateway_max_body_bytes: int = Field(64 << 20, ge=1024)
+    # Of all requests inside; memory is about twice as much.
+    gateway_max_body_bytes_in_flight: int = Field(256 << 20, ge=1024)
     gateway_max_image_bytes: int = Field(20 << 20, ge=1024)
     gateway_max_request_timeout: float = Field(600.0, gt=0)
     gateway_heartbeat_seconds: float = Field(10.0, gt=0)

@@ -7,9 +7,13 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from services.gateway.http_connection import Bounds, Connection
 
 # Longer than the idle timeout of the usual proxies, so that it is never us who closes a connection under a request.
 KEEP_ALIVE_SECONDS = 75
@@ -32,12 +36,14 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, host: str, port: int) -> AsyncIterator[int]:
+async def serving(app: ASGIApp, host: str, port: int, bounds: Bounds | None = None) -> AsyncIterator[int]:
     """Serves `app` until left; the port it listens on. Raises OSError when the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=2048)
+    connection: Any = partial(Connection, bounds=bounds or Bounds())
     config = uvicorn.Config(
         app,
+        http=connection,
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -17,18 +17,20 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from services.llama.engine.seam import Delta, Engine, Prompt, Stream
+from services.llama.engine.seam import Delta, Engine, Prompt, Stream, Usage
 from services.llama.gauges import Gauges
 from services.llama.logprob_words import LogprobWords
 from services.llama.request import Inputs, Request, parse
 from services.llama.settings import Settings
 from services.llama.visual import VisualTokens
+from ziya import tracing
 from ziya.checkpoint import CheckpointConfig
-from ziya.errors import Cancelled, DeadlineExceeded, Internal, Overloaded, Unavailable, ZiyaError
+from ziya.errors import Cancelled, DeadlineExceeded, Internal, Overloaded, Unavailable, VisualTokensSpoilt, ZiyaError
 from ziya.prompt import tokenize
-from ziya.telemetry import request_id
+from ziya.telemetry import request_id, traceparent
 
 log = logging.getLogger(__name__)
+ASKED_AT_ONCE = 64  # with more open requests they are asked less often: each question crosses to Triton's process
 LONG_TEXT = 20_000  # characters from which tokenising would hold up the loop
 
 
@@ -77,7 +79,7 @@ class Adapter:
     async def watch(self) -> None:
         """Cancels what nobody reads any more; runs until it is cancelled."""
         while True:
-            await asyncio.sleep(self._settings.llama_cancel_interval)
+            await asyncio.sleep(self._settings.llama_cancel_interval * max(1.0, len(self._open) / ASKED_AT_ONCE))
             for reply, task in list(self._open.items()):
                 if reply.cancelled():
                     task.cancel()
@@ -111,6 +113,11 @@ class Adapter:
 
     async def _answer(self, request: Request, reply: Reply) -> None:
         request_id.set(request.request_id)
+        traceparent.set(request.traceparent)
+        with tracing.span("llama.request", {"ziya.request_id": request.request_id}, kind=tracing.Kind.SERVER):
+            await self._run(request, reply)
+
+    async def _run(self, request: Request, reply: Reply) -> None:
         began = time.perf_counter()
         await self._engine.prepare(request.sampling)
         prompt = await self._prompt(request)
@@ -131,8 +138,11 @@ class Adapter:
         self._waiting_for_images += bool(request.keys)
         try:
             visuals = await self._visual.of(request)
+        except VisualTokensSpoilt:
+            self._outside["envelopes_refused"] += 1
+            raise
         except (DeadlineExceeded, asyncio.CancelledError) as error:
-            self._outside["expired" if isinstance(error, DeadlineExceeded) else "cancelled"] += 1
+            self._outside.update(["expired" if isinstance(error, DeadlineExceeded) else "cancelled", "saved"])
             raise
         finally:
             self._waiting_for_images -= bool(request.keys)
@@ -142,7 +152,20 @@ class Adapter:
         async for delta in stream:
             logprobs = self._logprobs.json(delta.logprobs) if delta.logprobs else ""
             reply.send(delta.text, len(delta.ids), delta.finish_reason, _usage(delta, waited), logprobs)
+            if delta.usage is not None:
+                _trace(delta.usage)
 
 
 def _usage(delta: Delta, waited: float) -> str:
     return json.dumps({**asdict(delta.usage), "visual_wait_seconds": waited}) if delta.usage else ""
+
+
+def _trace(usage: Usage) -> None:
+    """What the engine says of a request that has just ended, as spans one after the other."""
+    ended = time.perf_counter()
+    decoding = ended - usage.decode_seconds
+    computing = decoding - usage.prefill_seconds
+    counted = {"ziya.prompt_tokens": usage.prompt_tokens, "ziya.cached_tokens": usage.cached_tokens}
+    tracing.record("llama.queue", computing - usage.queue_seconds, computing)
+    tracing.record("llama.prefill", computing, decoding, counted)
+    tracing.record("llama.decode", decoding, ended, {"ziya.completion_tokens": usage.completion_tokens})

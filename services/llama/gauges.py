@@ -25,7 +25,9 @@ COUNTED = {
     "cancelled": "Requests whose client went away",
     "expired": "Requests whose deadline passed",
     "rejected": "Requests refused because the queue was full",
+    "saved": "Requests whose client went away or whose deadline passed before anything was computed for them",
     "failed": "Requests that a defect or a shutdown ended",
+    "envelopes_refused": "Visual tokens on the bus that failed a check",
     "preempted": "Times that a request gave up its memory to an older one, to be computed again",
     "steps": "Steps of the engine",
     "step_seconds": "Seconds that the steps took",
@@ -69,7 +71,7 @@ class Gauges:
                 metric.set(self._told[name])
         for name, metric in self._counted.items():
             before = self._told[name]
-            if self._changed(name, getattr(stats, name) + outside.get(name, 0)):
+            if self._changed(name, getattr(stats, name, 0) + outside.get(name, 0)):
                 metric.increment(self._told[name] - before)
         # Whichever runs out first keeps the next request waiting.
         full = max(stats.running / max(1, stats.slots), stats.blocks_used / max(1, stats.blocks))

@@ -21,7 +21,8 @@ from services.llama.engines import start_engine
 from services.llama.gauges import Gauges
 from services.llama.request import Inputs
 from services.llama.settings import Settings
-from services.llama.visual import VisualTokens
+from services.llama.visual import VisualTokens, largest_tokens
+from ziya import tracing
 from ziya.bus import Announcements, Bus
 from ziya.checkpoint import read_config
 from ziya.errors import Unavailable
@@ -40,6 +41,7 @@ class Host:
 
     def __init__(self, settings: Settings, family: Any) -> None:
         self._settings = settings
+        tracing.start(settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llama-loop", daemon=True)
         self._thread.start()
@@ -59,6 +61,7 @@ class Host:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        tracing.stop()
 
     async def _start(self, gauges: Gauges) -> Adapter:
         settings = self._settings
@@ -70,7 +73,7 @@ class Host:
         await _warm_up(engine)
         log.info("the language model is loaded")
         await arriving
-        self._announcements = Announcements(self._bus)
+        self._announcements = Announcements(self._bus, largest_tokens(config))
         await self._announcements.start()
         adapter = Adapter(engine, VisualTokens(self._announcements, config), tokenizer, config, settings)
         self._tasks = [asyncio.create_task(adapter.watch()), asyncio.create_task(adapter.report(gauges))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from services.llama.engine.sampling import Sampling
+from ziya import tracing
 from ziya.checkpoint import CheckpointConfig
 from ziya.errors import InvalidRequest
 
 Array = npt.NDArray[Any]
 MAX_IMAGES = 64
+MAX_DEADLINE = 1e12
 KEY_PREFIX = "ziya:tokens:"
 
 
@@ -42,6 +43,7 @@ class Request:
     request_id: str
     salt: bytes = b""
     adapter: str = ""
+    traceparent: str = ""
 
 
 def parse(inputs: Inputs, config: CheckpointConfig, timeout: float) -> Request:
@@ -61,11 +63,11 @@ def parse(inputs: Inputs, config: CheckpointConfig, timeout: float) -> Request:
         raise InvalidRequest(f"at most {MAX_IMAGES} images, not {images}")
     options = _options(inputs.sampling)
     deadline, request_id = _deadline(options.pop("deadline", None), timeout), options.pop("request_id", None)
-    options.pop("traceparent", None)  # nothing is traced here yet
+    around = tracing.accept(options.pop("traceparent", None))
     salt, adapter = _text("salt", options.pop("salt", None)), _text("adapter", options.pop("adapter", None))
     sampling = Sampling.parse(options, config.generation)
     name = str(request_id) if request_id else ""
-    return Request(texts, keys, inline, sampling, deadline, name, salt.encode(), adapter)
+    return Request(texts, keys, inline, sampling, deadline, name, salt.encode(), adapter, around)
 
 
 def _text(name: str, value: object) -> str:
@@ -112,6 +114,6 @@ def _options(array: Array | None) -> dict[str, Any]:
 def _deadline(value: object, timeout: float) -> float:
     if value is None:
         return time.time() + timeout
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_DEADLINE:
         raise InvalidRequest("deadline must be a time in unix seconds")
     return float(value)

@@ -63,8 +63,8 @@ class Settings(ProcessSettings):
     llama_stream_interval: float = Field(0.2, ge=0)
     # The same while no more than four run; 0 sends each token by itself.
     llama_few_stream_interval: float = Field(0.03, ge=0)
-    # How often Triton is asked whether a client went away.
-    llama_cancel_interval: float = Field(0.1, gt=0)
+    # How often Triton is asked whether a client went away; less often while more than 64 requests are open.
+    llama_cancel_interval: float = Field(0.05, gt=0)
     # How often Triton's /metrics gets our numbers.
     llama_metrics_interval: float = Field(0.5, gt=0)
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import numpy.typing as npt
 
 from services.llama.request import Request
+from ziya import tracing
 from ziya.bus import Announcements
 from ziya.checkpoint import CheckpointConfig
-from ziya.errors import InvalidEnvelope, VisualTokensMissing
+from ziya.errors import InvalidEnvelope, VisualTokensSpoilt
 from ziya.wire import Stage, unpack
 
 Array = npt.NDArray[Any]
+
+
+# More than header, fingerprint and trace context of an envelope take.
+ENVELOPE_BYTES = 4096
+
+
+def largest_tokens(config: CheckpointConfig) -> int:
+    """Bytes of the largest envelope of visual tokens that can be of use."""
+    return config.queries * config.qformer_width * 4 + ENVELOPE_BYTES
 
 
 class VisualTokens:
@@ -36,9 +47,13 @@ class VisualTokens:
                 task.cancel()
 
     async def _wait(self, key: str, deadline: float) -> Array:
+        began = time.perf_counter()
         data = await self._announcements.wait(key, deadline)
         try:
-            return unpack(data, stage=Stage.TOKENS, fingerprint=self._fingerprint, shape=self._shape).array
+            envelope = unpack(data, stage=Stage.TOKENS, fingerprint=self._fingerprint, shape=self._shape)
         except InvalidEnvelope as error:
             # not the caller's fault: whoever asked can have the tokens computed again
-            raise VisualTokensMissing(f"what lies under {key} cannot be used: {error.message}") from error
+            raise VisualTokensSpoilt(f"what lies under {key} cannot be used: {error.message}") from error
+        # The link leads to the request for which they were computed, which need not be this one.
+        tracing.record("llama.visual_wait", began, time.perf_counter(), links=[tracing.accept(envelope.traceparent)])
+        return envelope.array

@@ -16,7 +16,7 @@ from services.qformer.questions import Array, EmbedImage, EmbedText, Match, Quer
 from ziya.batching import Batcher, Timed
 from ziya.content import ContentKeys
 from ziya.errors import InvalidEnvelope, Unavailable, Unimplemented
-from ziya.telemetry import Metrics
+from ziya.telemetry import Metrics, traceparent
 from ziya.wire import Stage, pack, unpack
 
 if TYPE_CHECKING:  # torch takes seconds to import, which the port need not wait for
@@ -41,6 +41,7 @@ class TokenSource:
     def __init__(self, load: Callable[[], Resampler], *, keys: ContentKeys, limits: Limits, metrics: Metrics) -> None:
         self._load, self._keys = load, keys
         self._resampler: Resampler | None = None
+        self._refused = metrics.counter("envelopes_refused", "Tensor envelopes that failed a check")
         self._batcher: Batcher[Question, Array] = Batcher(
             lambda questions: self._ready().answer(questions),
             max_batch=limits.max_batch,
@@ -100,10 +101,12 @@ class TokenSource:
         try:
             return unpack(envelope, stage=Stage.FEATURES, fingerprint=self._keys.vision_fingerprint, shape=shape).array
         except InvalidEnvelope as error:
+            self._refused.inc()
             return error
 
     def _pack(self, answer: Array) -> bytes:
-        return pack(answer, stage=Stage.TOKENS, fingerprint=self._keys.qformer_fingerprint)
+        fingerprint = self._keys.qformer_fingerprint
+        return pack(answer, stage=Stage.TOKENS, fingerprint=fingerprint, traceparent=traceparent.get())
 
     def _need_retrieval(self) -> None:
         if not self._keys.config.retrieval:

@@ -22,6 +22,7 @@ from functools import partial
 
 from services.qformer.questions import Array
 from services.qformer.tokens import TokenSource
+from ziya import tracing
 from ziya.batching import Timed
 from ziya.bus import Bus, Delivery, Work
 from ziya.content import ContentKeys
@@ -31,10 +32,11 @@ from ziya.errors import (
     Internal,
     Unavailable,
     VisualTokensMissing,
+    VisualTokensSpoilt,
     ZiyaError,
 )
 from ziya.single_flight import SingleFlight
-from ziya.telemetry import Metrics, request_id
+from ziya.telemetry import Metrics, request_id, traceparent
 
 GROUP = "qformer"
 BATCHES_UNDER_WAY = 2
@@ -66,6 +68,7 @@ class Worker:
         self._watcher: asyncio.Task[None] | None = None
         self._backlog = metrics.gauge("bus_backlog", "References on the bus that nobody has finished")
         self._works = metrics.counter("works", "References taken from the bus, by how they ended", ["outcome"])
+        self._lag = metrics.histogram("bus_lag_seconds", "Seconds from a reference's publishing to its reading")
 
     def start(self) -> None:
         """Begins to consume, whether Redis is there yet or not."""
@@ -117,30 +120,57 @@ class Worker:
             self._bus.release(batch)
 
     async def _work_on(self, batch: Sequence[Delivery]) -> None:
+        received = time.perf_counter()
         works = [delivery.work for delivery in batch]
         alive = [work for work in works if work.deadline > time.time()]
         wanted = list({key: None for work in alive for key in (work.features_key, work.tokens_key)})
-        found = {key: data for key, data in zip(wanted, await self._bus.get_many(wanted), strict=True) if data}
+        values, kept = await asyncio.gather(self._bus.get_many(wanted), self._bus.wanted(batch))
+        withdrawn = [delivery for delivery, here in zip(batch, kept, strict=True) if not here]
+        batch = [delivery for delivery, here in zip(batch, kept, strict=True) if here]
+        self._works.labels("withdrawn").inc(len(withdrawn))
+        found = {key: data for key, data in zip(wanted, values, strict=True) if data}
         envelopes = {work.features_key: found[work.features_key] for work in alive if work.features_key in found}
         features = dict(zip(envelopes, await self._source.open(list(envelopes.values())), strict=True))
-        settled = (self._settle(w, features.get(w.features_key), found.get(w.tokens_key)) for w in works)
-        results = await asyncio.gather(*settled)
-        await self._bus.finish(list(zip(batch, results, strict=True)), self._ttl)
+        times = received, time.perf_counter()
+        settling = (
+            self._settle(d, features.get(d.work.features_key), found.get(d.work.tokens_key), times) for d in batch
+        )
+        settled = await asyncio.gather(*settling)
+        finishing = time.perf_counter()
+        done = [(each, result) for each, (result, _) in zip(batch, settled, strict=True)]
+        await self._bus.finish([*done, *((each, None) for each in withdrawn)], self._ttl)
+        for _, around in settled:
+            tracing.record("bus.finish", finishing, time.perf_counter(), parent=around)
 
-    async def _settle(self, work: Work, features: Array | ZiyaError | None, tokens: bytes | None) -> bytes | ZiyaError:
-        """The tokens of one piece of work, or the error to announce."""
+    async def _settle(
+        self,
+        delivery: Delivery,
+        features: Array | ZiyaError | None,
+        tokens: bytes | None,
+        times: tuple[float, float],
+    ) -> tuple[bytes | ZiyaError, str]:
+        """The tokens of one piece of work, or the error to announce; and the span. `times`: read, and looked up."""
+        work, (received, fetched) = delivery.work, times
         request_id.set(work.request_id)
+        traceparent.set(tracing.accept(work.traceparent))
+        published = min(received, tracing.reading(delivery.published))
+        self._lag.observe(received - published)
+        tracing.record("bus.wait", published, received, {"ziya.deliveries": delivery.deliveries})
         result: bytes | ZiyaError
-        try:
-            outcome, result = ("cached", tokens) if tokens else ("done", await self._tokens(work, features))
-        except ZiyaError as error:
-            log.warning("a reference failed: %s", error, extra={"error": type(error).__name__})
-            outcome, result = type(error).__name__, error
-        except Exception:  # a worker loop: one poisoned item must not end it
-            log.exception("a reference failed for an unexpected reason")
-            outcome, result = "Internal", Internal("the Q-Former failed on this image; its log tells why")
+        with tracing.span("qformer.work", kind=tracing.Kind.CONSUMER, since=received) as span:
+            tracing.record("qformer.fetch", received, fetched)
+            try:
+                outcome, result = ("cached", tokens) if tokens else ("done", await self._tokens(work, features))
+            except ZiyaError as error:
+                log.warning("a reference failed: %s", error, extra={"error": type(error).__name__})
+                outcome, result = type(error).__name__, error
+            except Exception:  # a worker loop: one poisoned item must not end it
+                log.exception("a reference failed for an unexpected reason")
+                outcome, result = "Internal", Internal("the Q-Former failed on this image; its log tells why")
+            if isinstance(result, ZiyaError):
+                span.fail(result)
         self._works.labels(outcome).inc()
-        return result
+        return result, span.traceparent
 
     async def _tokens(self, work: Work, features: Array | ZiyaError | None) -> bytes:
         if work.deadline <= time.time():
@@ -151,7 +181,7 @@ class Worker:
             raise VisualTokensMissing("the image's features are not (any more) on the bus")
         if isinstance(features, ZiyaError):
             # What lies on the bus is not the client's doing: with the image the features can be made again.
-            raise VisualTokensMissing(f"the image's features on the bus cannot be used: {features.message}")
+            raise VisualTokensSpoilt(f"the image's features on the bus cannot be used: {features.message}")
         computing = partial(self._source.tokens, features, work.instruction, work.deadline)
         return (await self._flights.do(work.tokens_key, computing))[0].value
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ziya import tracing
 from ziya.batching import Batcher
 from ziya.errors import InvalidImage, Unavailable
 from ziya.single_flight import SingleFlight
-from ziya.telemetry import Metrics
+from ziya.telemetry import Metrics, traceparent
 from ziya.wire import Stage, pack
 
 if TYPE_CHECKING:  # torch takes seconds to import, which the port need not wait for
@@ -33,16 +34,28 @@ WORTH_A_THREAD = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A FEATURES envelope, what it took, and whether the ViT ran for this very request."""
+    """A FEATURES envelope, what it took, and whether the ViT ran for this very request.
+
+    `work_id`: the reference that was queued for the Q-Former because of it.
+    """
 
     envelope: bytes
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     computed: bool = False
+    work_id: str = ""
 
     def as_joined(self) -> Encoded:
         """The same, for a request that shared another's run."""
         return replace(self, computed=False)
+
+    def as_shared(self) -> Encoded:
+        """The same, where others wait for the Q-Former, too: no single one of them may take the work back."""
+        return replace(self, work_id="")
+
+    def as_queued(self, work_id: str) -> Encoded:
+        """The same, with the reference that leads the Q-Former to it."""
+        return replace(self, work_id=work_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +130,16 @@ class FeatureSource:
         return Encoded(envelope, run.queue_seconds, run.compute_seconds)
 
     async def _prepare(self, image: bytes) -> NDArray[np.float32]:
-        with self._decode_seconds.time(), self._refused.count_exceptions(InvalidImage):
+        decoding = tracing.span("vision.decode")
+        with decoding, self._decode_seconds.time(), self._refused.count_exceptions(InvalidImage):
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._pool, self._ready().prepare, image)
 
     async def _pack(self, features: NDArray[Any]) -> bytes:
+        origin = traceparent.get()
+
         def work() -> bytes:
-            return pack(features, stage=Stage.FEATURES, fingerprint=self._fingerprint)
+            return pack(features, stage=Stage.FEATURES, fingerprint=self._fingerprint, traceparent=origin)
 
         if features.nbytes < WORTH_A_THREAD:
             return work()

@@ -33,10 +33,18 @@ def ask(gateway: str, picture: bytes, question: str, key: str = "") -> str:
     return str(text)
 
 
+def plain_key(text: str) -> str:
+    """The first key that stands there as it is; the others' lines hold only hashes. Without any text there is none."""
+    plain = [line for line in text.splitlines() if not line.lstrip().startswith(("{", "# "))]
+    keys = " ".join(plain).replace(",", " ").split()
+    if text.strip() and not keys:
+        sys.exit("only hashes of API keys stand there: gateway.apiKeys.testKey is to name one that can be used")
+    return keys[0] if keys else ""
+
+
 def main() -> None:
     picture = Path(sys.argv[1]).read_bytes()
-    keys = os.environ.get("API_KEYS", "").replace(",", " ").split()
-    key = keys[0] if keys else ""
+    key = plain_key(os.environ.get("API_KEYS", ""))
     for question in QUESTIONS:
         try:
             print(question, ask(os.environ["GATEWAY"], picture, question, key))

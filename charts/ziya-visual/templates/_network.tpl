@@ -49,6 +49,20 @@ spec:
 {{- end }}
 {{- end }}
 
+{{/* For spans. Takes the root. */}}
+{{- define "ziya.to.collector" -}}
+{{- if .Values.tracing.endpoint }}
+{{- with .Values.networkPolicy.collector }}
+- to:
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .namespace }}}}
+    {{- with .cidr }}
+    - ipBlock: {cidr: {{ . }}}
+    {{- end }}
+  ports: [{port: {{ .port }}, protocol: TCP}]
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* For the container that copies the checkpoint. Takes the root. */}}
 {{- define "ziya.to.store" -}}
 {{- if eq .Values.model.source "url" }}

@@ -73,6 +73,12 @@ securityContext: {{ include "ziya.containerSecurity" . }}
 - {name: ZIYA_FEATURES_TTL, value: {{ $root.Values.cacheSeconds | quote }}}
 - {name: ZIYA_TOKENS_TTL, value: {{ $root.Values.cacheSeconds | quote }}}
 - {name: ZIYA_MAX_MESSAGE_BYTES, value: {{ $root.Values.maxMessageBytes | int | quote }}}
+{{- with $root.Values.tracing }}
+{{- if .endpoint }}
+- {name: ZIYA_OTLP_ENDPOINT, value: {{ .endpoint | quote }}}
+- {name: ZIYA_OTLP_RATIO, value: {{ .ratio | quote }}}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* On TERM the pod has left its Services already or is about to: first everybody hears of it. Takes the root. */}}

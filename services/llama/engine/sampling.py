@@ -8,7 +8,6 @@ is greedy. A request with a seed gets the same answer alone and in a busy batch.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -90,7 +89,8 @@ class Sampling:
 
 
 def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
-    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    # Not a number is not within any bounds; a whole number may be too large for a float.
+    number = not isinstance(value, bool) and isinstance(value, int | float)
     if not number or not low <= value <= high or (above and value == low):  # type: ignore[operator]
         raise InvalidRequest(f"{name} must be a number {'above' if above else 'from'} {low:g} up to {high:g}")
 

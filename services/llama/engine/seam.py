@@ -97,7 +97,8 @@ class Stats:
 
     `slots` is how many may run at once; of the KV cache's `blocks`, running requests hold `blocks_used`.
     `prompt_tokens` were asked for, `cached_tokens` of them reused. `steps` took `step_seconds` altogether.
-    Of `drafted` tokens that were guessed ahead, `accepted` were right.
+    Of `drafted` tokens that were guessed ahead, `accepted` were right. `saved` of the cancelled and expired requests
+    had not begun to be computed.
     """
 
     running: int = 0
@@ -118,6 +119,7 @@ class Stats:
     step_seconds: float = 0.0
     drafted: int = 0
     accepted: int = 0
+    saved: int = 0
 
 
 class Stream(Protocol):

@@ -8,6 +8,7 @@ goes on: the next request may be a good one.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -170,6 +171,7 @@ class Worker:
                 self._drop(sequence, "expired", DeadlineExceeded("the deadline passed before the answer was complete"))
 
     def _drop(self, sequence: Sequence, outcome: str, error: ZiyaError) -> None:
+        self._count["saved"] += math.isnan(sequence.admitted)
         self._scheduler.remove(sequence)
         self._delivery.put(self._leave(sequence, outcome), error)
 

@@ -1,0 +1,107 @@
+"""Who is next, and who gives way: by priority, then by dominant shares.
+
+A key's share is the part that it holds of the scarcest thing it holds (requests, images or tokens), over its weight;
+the key with the smallest share goes first, and of equal ones the key whose last turn is longest ago. This is dominant
+resource fairness (Ghodsi et al., NSDI 2011): whatever mix a key asks for, it cannot take from another by asking for
+more. Who gives way is the opposite end: the lowest priority, in it the key with the largest share, counting what waits,
+and of that key the latest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from services.gateway.api_keys import Caller
+from services.gateway.cost import Cost
+
+
+@dataclass(slots=True)
+class Load:
+    """Requests, images and tokens, held or as a bound."""
+
+    requests: int = 0
+    images: int = 0
+    tokens: int = 0
+
+    def add(self, cost: Cost, requests: int = 1) -> None:
+        self.requests += requests
+        self.images += cost.images
+        self.tokens += cost.tokens
+
+    def lacking(self, cost: Cost, bound: Load) -> set[str]:
+        """What there is not enough of for one more request. One that is alone lacks nothing, however large it is."""
+        if not self.requests:
+            return set()
+        over = {
+            "requests": self.requests + 1 > bound.requests,
+            "images": cost.images > 0 and self.images > 0 and self.images + cost.images > bound.images,
+            "tokens": self.tokens + cost.tokens > bound.tokens,
+        }
+        return {name for name, is_over in over.items() if is_over}
+
+    def share(self, bound: Load) -> float:
+        return max(self.requests / bound.requests, self.images / bound.images, self.tokens / bound.tokens)
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """A request that waits; `number` grows with arrival."""
+
+    caller: Caller
+    cost: Cost
+    number: int
+
+
+WaiterT = TypeVar("WaiterT", bound=Waiter)
+
+
+@dataclass
+class Shares:
+    """What each key holds and has waiting, of `bound`."""
+
+    bound: Load
+    held: dict[str, Load] = field(default_factory=dict)
+    waiting: dict[str, Load] = field(default_factory=dict)
+    turns: dict[str, int] = field(default_factory=dict)
+
+    def order(self, waiters: Iterable[WaiterT]) -> list[WaiterT]:
+        """First the one that is next."""
+        return sorted(waiters, key=self._turn)
+
+    def took_turn(self, caller: Caller, number: int) -> None:
+        """Notes that a key got a place; `number` grows with every one."""
+        self.turns[caller.key.name] = number
+
+    def last(self, waiters: Iterable[WaiterT]) -> WaiterT | None:
+        """The one that gives way to the others."""
+        return max(waiters, key=lambda one: (*self._rank(one.caller), one.number), default=None)
+
+    def gives_way(self, waiter: Waiter, arrival: Caller) -> bool:
+        """Whether a waiter gives way to a request that is only arriving, and whose cost is not known yet."""
+        priority, share = self._rank(arrival)
+        return self._rank(waiter.caller) > (priority, share + 1 / self.bound.requests / arrival.key.weight)
+
+    def _turn(self, one: Waiter) -> tuple[float, ...]:
+        caller = one.caller
+        return (-caller.priority, self._held(caller), self.turns.get(caller.key.name, 0), one.number)
+
+    def _rank(self, caller: Caller) -> tuple[int, float]:
+        return (-caller.priority, self._held(caller) + _share(self.waiting, caller, self.bound))
+
+    def _held(self, caller: Caller) -> float:
+        return _share(self.held, caller, self.bound)
+
+
+def note(loads: dict[str, Load], name: str, cost: Cost, requests: int) -> None:
+    """Adds to a key's load (or takes from it, with negative numbers), and forgets a key that has none."""
+    load = loads.setdefault(name, Load())
+    load.add(cost, requests)
+    if not load.requests:
+        del loads[name]
+
+
+def _share(loads: dict[str, Load], caller: Caller, bound: Load) -> float:
+    load = loads.get(caller.key.name)
+    return load.share(bound) / caller.key.weight if load else 0.0
