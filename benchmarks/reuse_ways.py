@@ -91,8 +91,8 @@ class EngineWay:
 class StackWay:
     """Pictures are PNGs, questions are words; the history is the turns so far.
 
-    Answers are kept to words of one token: what a model with random weights says of its own accord is no text, and would
-    be read again, in the chat's next turn, as two or three times as many tokens, which nobody has computed before.
+    Answers are kept to words of one token: what a model with random weights says of its own accord is no text, and
+    would be read again, in the chat's next turn, as two or three times as many tokens that nobody has computed before.
     """
 
     def __init__(self, questions: Questions, callers: Sequence[OpenAICaller]) -> None:

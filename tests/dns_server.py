@@ -54,3 +54,17 @@ async def naming() -> AsyncIterator[Names]:
         yield names
     finally:
         transport.close()
+
+
+def look_up(server: int, host: str, port: int) -> list[tuple[object, ...]]:
+    """The A records that the server on that port has for a name, as `socket.getaddrinfo` gives addresses."""
+    name = b"".join(bytes([len(label)]) + label.encode() for label in host.split("."))
+    question = struct.pack("!6H", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack("!B2H", 0, A, IN)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        client.sendto(question, ("127.0.0.1", server))
+        reply = client.recv(4096)
+    (count,) = struct.unpack("!H", reply[6:8])
+    records = reply[len(question) :]
+    addresses = (socket.inet_ntoa(records[at + 12 : at + 16]) for at in range(0, 16 * count, 16))
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]

@@ -35,6 +35,7 @@ class Running:
     stub: Any
     channel: Any
     metrics: Metrics
+    address: str = ""
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample's value; 0 when it has never been set."""
@@ -44,19 +45,27 @@ class Running:
 @asynccontextmanager
 async def running_vision(checkpoint: Path, redis_url: str = NO_REDIS, **options: Any) -> AsyncIterator[Running]:
     settings = vision_app.Settings(**{"checkpoint": checkpoint, "redis_url": redis_url, **NO_WAIT, **options})
-    async with _running("vision", vision_app.VisionService(settings), vision_app.FULL_NAME) as (channel, metrics):
-        yield Running(VisionEncoderStub(channel), channel, metrics)
+    async with _running("vision", vision_app.VisionService(settings), vision_app.FULL_NAME) as (
+        channel,
+        metrics,
+        address,
+    ):
+        yield Running(VisionEncoderStub(channel), channel, metrics, address)
 
 
 @asynccontextmanager
 async def running_qformer(checkpoint: Path, redis_url: str = NO_REDIS, **options: Any) -> AsyncIterator[Running]:
     settings = qformer_app.Settings(**{"checkpoint": checkpoint, "redis_url": redis_url, **NO_WAIT, **options})
-    async with _running("qformer", qformer_app.QFormerService(settings), qformer_app.FULL_NAME) as (channel, metrics):
-        yield Running(QFormerStub(channel), channel, metrics)
+    async with _running("qformer", qformer_app.QFormerService(settings), qformer_app.FULL_NAME) as (
+        channel,
+        metrics,
+        address,
+    ):
+        yield Running(QFormerStub(channel), channel, metrics, address)
 
 
 @asynccontextmanager
-async def _running(name: str, service: Any, full_name: str) -> AsyncIterator[tuple[Any, Metrics]]:
+async def _running(name: str, service: Any, full_name: str) -> AsyncIterator[tuple[Any, Metrics, str]]:
     options = rpc_server.ServerOptions(max_concurrent=service.settings.max_concurrent)
     server = rpc_server.GrpcServer(
         name, service.register, [full_name], options=options, metrics=service.metrics, ready=service.ready
@@ -64,7 +73,7 @@ async def _running(name: str, service: Any, full_name: str) -> AsyncIterator[tup
     port = await server.start()
     try:
         async with rpc.connect(f"127.0.0.1:{port}") as channel:
-            yield channel, service.metrics
+            yield channel, service.metrics, f"127.0.0.1:{port}"
     finally:
         await server.drain()
         await server.stop()

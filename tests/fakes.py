@@ -105,6 +105,8 @@ class FakeVision(VisionEncoderServicer):
         self.requests: list[vision_pb2.EncodeRequest] = []
         self.makes_tokens = True
         self.before_reply: Gate | None = None
+        self.work_id = ""
+        self.answered = 0
         self.remembers: set[str] = set()
 
     async def Encode(self, request: vision_pb2.EncodeRequest, context: Context) -> vision_pb2.EncodeReply:
@@ -130,6 +132,8 @@ class FakeVision(VisionEncoderServicer):
             await self.bus.ping()
         if self.before_reply is not None:
             await self.before_reply.passing()
+        reply.work_id = self.work_id
+        self.answered += 1
         return reply
 
 

@@ -47,6 +47,7 @@ _ALL: dict[str, Any] = {
     "gateway.apiKeys.secretName": "keys",
     "gateway.allowFrom": [{"namespaceSelector": {"matchLabels": {"team": "apps"}}}],
     "operator.data.claims": ["results"],
+    "tracing.endpoint": "http://collector.monitoring.svc:4318",
 }
 _PVC = {"model.source": "pvc", "model.pvc.claim": "checkpoint"}
 _TO_ZERO = {"vision.scaling.min": 0, "qformer.scaling.min": 0, "operator.data.scaling.min": 0}

@@ -32,6 +32,11 @@ class RedisServer:
                 return
         raise RuntimeError(f"redis-server did not start:\n{b''.join(log).decode(errors='replace')}")
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def freeze(self) -> None:
         """It accepts connections (the kernel does) and answers nothing."""
         self._signal(signal.SIGSTOP)

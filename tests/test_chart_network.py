@@ -16,7 +16,7 @@ from tests.test_chart_pods import listens, program
 
 pytestmark = needs_helm
 
-KUBERNETES, STORE, REDIS = "192.0.2.1", "192.0.2.20", "192.0.2.30"
+KUBERNETES, STORE, REDIS, COLLECTOR = "192.0.2.1", "192.0.2.20", "192.0.2.30", "192.0.2.40"
 NARROW = {
     "networkPolicy__apiServer": {"cidr": f"{KUBERNETES}/32", "ports": [6443]},
     "networkPolicy__objectStore": {"cidr": f"{STORE}/32", "port": 9000},
@@ -37,6 +37,7 @@ class Place(NamedTuple):
 OTHERS = [
     Place("dns", "kube-system", {"k8s-app": "kube-dns"}, "10.244.9.1", frozenset({53})),
     Place("prometheus", "monitoring", {"app": "prometheus"}, "10.244.9.2", frozenset({9090})),
+    Place("collector", "tracing", {"app": "otel"}, "10.244.9.8", frozenset({4317, 4318})),
     Place("client", "apps", {"app": "shop"}, "10.244.9.3", frozenset({80, 443, 8080})),
     Place("trainer", "training", {"ziya.dev/job-uid": "1"}, "10.244.9.4", frozenset({29500})),
     Place("trainer elsewhere", "lab", {"ziya.dev/job-uid": "2"}, "10.244.9.5", frozenset({29500})),
@@ -45,6 +46,7 @@ OTHERS = [
     Place("kubernetes", "", {}, KUBERNETES, frozenset({6443, 22})),
     Place("store", "", {}, STORE, frozenset({9000, 22})),
     Place("redis elsewhere", "", {}, REDIS, frozenset({6380, 22})),
+    Place("collector elsewhere", "", {}, COLLECTOR, frozenset({4318, 22})),
     Place("internet", "", {}, "93.184.215.14", frozenset({22, 80, 443})),
     Place("private host", "", {}, "10.0.0.7", frozenset({22, 80, 443})),
     Place("cloud metadata", "", {}, "169.254.169.254", frozenset({80})),
@@ -174,6 +176,15 @@ def test_another_redis_is_reached_and_ours_is_gone() -> None:
 
 def test_weights_are_copied_from_the_store_by_stages_alone() -> None:
     assert reached("url") == ARROWS | EVERYBODY | {(stage, "store", 9000) for stage in STAGES}
+
+
+def test_spans_go_to_the_collector_where_there_is_one() -> None:
+    traced = {"tracing__endpoint": "http://otel.tracing.svc:4318", "networkPolicy__collector__namespace": "tracing"}
+    spans = {(stage, "collector", 4318) for stage in STAGES}
+    assert reached("default", **traced) == reached("kserve", **traced) == ARROWS | EVERYBODY | spans
+    traced["networkPolicy__collector__cidr"] = f"{COLLECTOR}/32"
+    outside = {(stage, "collector elsewhere", 4318) for stage in STAGES}
+    assert reached("default", **traced) == ARROWS | EVERYBODY | spans | outside
 
 
 def test_kserves_pods_have_the_same_arrows() -> None:

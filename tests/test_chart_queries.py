@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.gateway.admission_metrics import AdmissionMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.operator.metrics import PHASES, OperatorMetrics
 from services.operator.waiting import QUEUES
@@ -21,6 +22,7 @@ from tests.chart_metrics import CASES, Use, dashboard_queries, external, legends
 from tests.helm import CASES as INSTALLED
 from tests.helm import named, needs_helm, objects, rendered, text
 from ziya import errors
+from ziya.bus import Bus
 from ziya.telemetry import Metrics
 from ziya.tls import TlsFolder
 
@@ -33,6 +35,10 @@ OUTCOMES = {name for name, kind in inspect.getmembers(errors, inspect.isclass) i
 VALUES = {
     ("ziya_gateway_requests_total", "outcome"): {"ok", *OUTCOMES},
     ("ziya_gateway_images_total", "cached"): {"true", "false"},
+    ("ziya_vision_features_total", "source"): {"computed", "memory", "bus", "flight"},
+    ("ziya_vision_batch_dropped_total", "reason"): {"expired", "cancelled", "full"},
+    ("ziya_qformer_batch_dropped_total", "reason"): {"expired", "cancelled", "full"},
+    ("ziya_qformer_works_total", "outcome"): {"done", "cached", "withdrawn", *OUTCOMES},
     ("ziya_operator_jobs", "phase"): set(PHASES),
     ("ziya_operator_queue_waiting", "queue"): set(QUEUES),
     ("ziya_operator_resyncs_total", "outcome"): {"done", "failed"},
@@ -44,6 +50,8 @@ def told(tiny_checkpoint: Path) -> dict[str, set[str]]:
     """The labels of each metric that the Python programs have."""
     gateway = Metrics("gateway")
     GatewayMetrics(gateway)
+    AdmissionMetrics(gateway)
+    Bus("redis://127.0.0.1", metrics=gateway)
     vision = VisionService(VisionSettings(checkpoint=tiny_checkpoint))
     qformer = QFormerService(QFormerSettings(checkpoint=tiny_checkpoint))
     registries = [one.registry for one in (gateway, vision.metrics, qformer.metrics, OperatorMetrics())]

@@ -18,6 +18,9 @@ import redis
 from cryptography import x509
 
 from cli.programs import find_redis
+from services.gateway.cost import Cost
+from services.gateway.key_entry import Limits
+from services.gateway.quota_store import QuotaStore
 from services.operator.broker import celery_tls, celery_url, redis_client
 from services.operator.queue import CONTROL, RECONCILE, make_queue
 from services.operator.settings import OperatorSettings
@@ -99,9 +102,22 @@ async def test_each_component_can_do_its_work(secure: ChartRedis) -> None:
         await of["qformer"].finish([(delivery, b"tokens")], 60)
         assert await tokens == b"tokens"
         assert await of["gateway"].touch([TOKENS], 60) == [True]
+        store = QuotaStore(of["gateway"].link, lease_seconds=10)
+        limits = Limits(images=2, tokens=5, concurrent=1)
+        assert (await store.take("k", "lease", Cost(1, 1), limits)).refused == ""
+        assert (await store.take("k", "other", Cost(1, 1), limits)).refused == "concurrent"
+        ended = store.settling("k", "lease", Cost(-1, 1), limits)
+        await store.send([store.renewing("k", ["lease"]), ended])
+        assert (await store.take("k", "other", Cost(2, 3), limits)).refused == ""
+        # What nobody waits for any more, and what is spoilt.
+        await of["gateway"].withdraw([await of["vision"].publish(work())])
+        await of["vision"].withdraw([await of["vision"].publish(work())])
+        assert await of["qformer"].backlog() == 0
+        await of["gateway"].drop([TOKENS])
         # What fails, and what is given up because nobody can read it.
         await of["vision"].publish(work())
         [again] = await anext(batches)
+        assert await of["qformer"].wanted([again]) == [True]
         failing = asyncio.create_task(waiting.wait("ziya:tokens:2", time.time() + 30))
         await of["qformer"].announce("ziya:tokens:2", InvalidRequest("no"))
         with pytest.raises(InvalidRequest):
@@ -126,6 +142,10 @@ async def test_each_component_can_do_its_work(secure: ChartRedis) -> None:
     [
         ("gateway", ("GET", TOKENS)),
         ("gateway", ("SET", TOKENS, "x")),
+        ("gateway", ("ZADD", TOKENS, "1", "x")),
+        ("gateway", ("EVAL", "return redis.call('GET', KEYS[1])", "1", TOKENS)),
+        ("gateway", ("GET", "ziya:quota:k")),
+        ("vision", ("ZSCORE", "ziya:quota:k", "images")),
         ("vision", ("GET", TOKENS)),
         ("vision", ("GET", FEATURES)),
         ("vision", ("XADD", "ziya:ready", "*", "key", TOKENS)),

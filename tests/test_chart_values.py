@@ -80,6 +80,8 @@ OTHER: dict[str, Any] = {
     "networkPolicy.apiServer.ports": [16443],
     "networkPolicy.objectStore.cidr": "198.51.100.2/32",
     "networkPolicy.knativeNamespaces": ["mesh"],
+    "networkPolicy.collector.cidr": "198.51.100.3/32",
+    "tracing.endpoint": "https://elsewhere.example.org",
     "gateway.ingress.host": "other.example.org",
     "gateway.scaling.min": 1,
 }
@@ -147,6 +149,8 @@ def needed(path: str) -> dict[str, Any]:
 def test_large_numbers_are_written_out() -> None:
     """Helm's templates would make 1e+06 of a million, which no program reads as a whole number."""
     whole = {"llama__maxWaiting": 1_000_000, "llama__maxContext": 1_048_576, "gateway__maxInFlight": 100_000}
+    whole |= {"gateway__maxTokensInFlight": 100_000_000, "gateway__apiKeys__tokensPerMinute": 100_000_000}
+    whole |= {"gateway__apiKeys__enabled": True, "gateway__apiKeys__secretName": "keys"}
     assert not re.search(r"\de\+\d", text(**whole))
 
 

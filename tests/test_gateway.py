@@ -77,7 +77,7 @@ async def _two_opened(here: Scene) -> bool:
 
 
 async def test_more_than_the_limit_is_told_to_come_back(redis_url: str, tmp_path: Path) -> None:
-    async with scene(redis_url, tmp_path, gateway_max_in_flight=1) as here:
+    async with scene(redis_url, tmp_path, gateway_max_in_flight=1, gateway_max_waiting=0) as here:
         gate = here.behind.triton.behaviour.gate = Gate()
         first = asyncio.create_task(here.ask("hello"))
         await gate.reached.wait()

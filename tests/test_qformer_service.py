@@ -27,7 +27,7 @@ from ziya import rpc, wire
 from ziya.announcements import Announcements
 from ziya.bus import Bus, Work
 from ziya.content import ContentKeys
-from ziya.errors import Unavailable, VisualTokensMissing
+from ziya.errors import Unavailable, VisualTokensMissing, VisualTokensSpoilt
 from ziya.images import ImageLimits, decode
 from ziya.model.vision import VisionEncoder
 
@@ -128,11 +128,13 @@ async def test_each_failure_is_announced_and_the_worker_goes_on(
         results = await wait_all(ready, works)
         await qformer_is_idle(bus)
         assert qformer.metric("works_total", outcome="DeadlineExceeded") == 1
-        assert qformer.metric("works_total", outcome="VisualTokensMissing") == 2
+        assert qformer.metric("works_total", outcome="VisualTokensMissing") == 1
+        assert qformer.metric("works_total", outcome="VisualTokensSpoilt") == 1
+        assert qformer.metric("envelopes_refused_total") == 1
         after = work_for(keys, "after")
         await bus.put_and_publish(after.features_key, envelope, TTL, after)
         assert await ready.wait(after.tokens_key, time.time() + 30)
-    kinds = [VisualTokensMissing, VisualTokensMissing, VisualTokensMissing, Unavailable, bytes]
+    kinds = [VisualTokensSpoilt, VisualTokensMissing, VisualTokensMissing, Unavailable, bytes]
     assert [type(result) for result in results] == kinds
 
 

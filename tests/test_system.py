@@ -268,6 +268,21 @@ async def until_cached(client: httpx.AsyncClient, seed: int) -> None:
             pass
 
 
+async def test_two_hundred_pictures_at_once_are_answered_or_politely_refused(stack: Stack) -> None:
+    """By the real stages. None vanishes, none outlasts its deadline, and no room is left taken."""
+    terms = {"limits": httpx.Limits(max_connections=200), "headers": {"X-Request-Timeout": "60"}}
+    async with httpx.AsyncClient(base_url=stack.url, timeout=70, trust_env=False, **terms) as client:
+        questions = [ask(client, pixels(5000 + number), ENGLISH, max_tokens=3) for number in range(200)]
+        outcomes = await asyncio.gather(*questions)
+        answered = [outcome for outcome in outcomes if outcome.is_answer]
+        assert len(answered) >= 128
+        assert {outcome.status for outcome in outcomes if not outcome.is_answer} <= {429}
+        assert all(outcome.is_clear for outcome in outcomes)
+        page = (await client.get("/metrics")).text
+    for name in ("in_flight", "waiting", "images_in_flight", "tokens_in_flight"):
+        assert f"ziya_gateway_{name} 0.0" in page
+
+
 def test_the_socket_of_redis_is_private(stack: Stack) -> None:
     socket = stack.addresses["redis"].removeprefix("unix://")
     assert stat.S_IMODE(os.stat(socket).st_mode) == 0o700

@@ -166,7 +166,7 @@ async def test_an_error_announced_on_the_bus_reaches_the_client(client: TritonCl
 async def test_tokens_of_other_weights_are_not_used(client: TritonClient, bus: Bus) -> None:
     await bus.put("ziya:tokens:alien", pack(visual(), stage=Stage.TOKENS, fingerprint="0" * 64), 60)
     (piece,) = await client.ask(["", "x"], GREEDY, image_keys=keys(["ziya:tokens:alien"]))
-    assert piece.error.startswith("VisualTokensMissing: ")
+    assert piece.error.startswith("VisualTokensSpoilt: ")
     assert "other weights" in piece.error
 
 
