@@ -33,7 +33,7 @@ def redis_server(short_folder: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
-def _shared_redis() -> Iterator[RedisServer]:
+def shared_redis() -> Iterator[RedisServer]:
     folder = Path(tempfile.mkdtemp(prefix="zv"))
     server = RedisServer(folder)
     server.start()
@@ -43,11 +43,11 @@ def _shared_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def redis_url(_shared_redis: RedisServer) -> str:
+def redis_url(shared_redis: RedisServer) -> str:
     """An empty Redis; one server a pytest process, so that parallel processes do not meet."""
-    with redis.Redis.from_url(_shared_redis.url) as client:
+    with redis.Redis.from_url(shared_redis.url) as client:
         client.flushall()
-    return _shared_redis.url
+    return shared_redis.url
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,7 +17,9 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from services.llama.engine import kernels
+from services.llama.engine.batch import Model
 from services.llama.engine.engine import EngineOptions, NativeEngine
+from services.llama.engine.models import choose_model
 from services.llama.engine.sampling import Sampling
 from services.llama.engine.seam import Prompt, Usage
 from ziya.model.llama import LlamaWeights, load_llama
@@ -43,7 +45,12 @@ class Answer:
 
 @asynccontextmanager
 async def engine_on(
-    checkpoint: Path, dtype: torch.dtype = torch.float32, eos: int | None = None, attention: float = 1.0, **options: Any
+    checkpoint: Path,
+    dtype: torch.dtype = torch.float32,
+    eos: int | None = None,
+    attention: float = 1.0,
+    choose: Callable[..., tuple[Model, int]] = choose_model,
+    **options: Any,
 ) -> AsyncIterator[NativeEngine]:
     """With `eos` another token ends answers; `attention` scales what the model takes from other positions."""
     weights = load_llama(checkpoint, dtype=dtype)
@@ -52,7 +59,7 @@ async def engine_on(
             tensor.mul_(attention)
     if eos is not None:
         weights = replace(weights, shape=replace(weights.shape, eos_ids=(eos,)))
-    engine = NativeEngine(weights, EngineOptions(**DEFAULTS | options))
+    engine = NativeEngine(weights, EngineOptions(**DEFAULTS | options), choose)
     try:
         yield engine
     finally:

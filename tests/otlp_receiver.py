@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1 import trace_pb2
+
+from tests.local_http import Quiet, serving
 
 KINDS = {number: name.removeprefix("SPAN_KIND_") for name, number in trace_pb2.Span.SpanKind.items()}
 
@@ -39,7 +39,7 @@ class Span:
 class Receiver:
     """`spans` in the order of arrival; `bodies` are what was sent, as bytes."""
 
-    port: int
+    port: int = 0
     spans: list[Span] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
 
@@ -63,35 +63,21 @@ class Receiver:
 def receiving() -> Iterator[Receiver]:
     """A collector on a free port."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    receiver = Receiver()
 
+    class Handler(Quiet):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             well = (self.path, self.headers["Content-Type"]) == ("/v1/traces", "application/x-protobuf")
             if well:
                 receiver.bodies.append(body)
                 receiver.spans.extend(_spans(ExportTraceServiceRequest.FromString(body)))
-            answer = ExportTraceServiceResponse().SerializeToString()
-            self.send_response(200 if well else 404)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+            self.answer(
+                200 if well else 404, ExportTraceServiceResponse().SerializeToString(), "application/x-protobuf"
+            )
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver = Receiver(server.server_port)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(Handler) as receiver.port:
         yield receiver
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _spans(request: ExportTraceServiceRequest) -> Iterator[Span]:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.llama.engine import engine as engine_module
 from services.llama.engine.batch import AdapterRows
 from services.llama.engine.blocks import BLOCK, blocks_for
 from services.llama.engine.cuda import CudaLlama
@@ -175,18 +174,17 @@ def test_the_spare_block_is_beyond_the_ones_that_are_handed_out(checkpoint: Path
     assert cache.blocks == BLOCKS + 1
 
 
-async def test_an_engine_that_runs_this_model_answers_as_transformers(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_engine_that_runs_this_model_answers_as_transformers(checkpoint: Path) -> None:
     """In a crowd, with guesses and too little memory; only the choice of the model is made here."""
 
     def choose(weights: LlamaWeights, context: int, *, threads: int, **_: object) -> tuple[CudaLlama, int]:
         return CudaLlama(weights, context, most=5, attention=DenseAttention, capture=eager), threads
 
-    monkeypatch.setattr(engine_module, "choose_model", choose)
     rng = random.Random(5)
     prompts = [random_prompt(rng) for _ in range(12)]
-    async with engine_on(checkpoint, slots=8, prefill_tokens=16, kv_blocks=24, lookup_tokens=3) as engine:
+    async with engine_on(
+        checkpoint, choose=choose, slots=8, prefill_tokens=16, kv_blocks=24, lookup_tokens=3
+    ) as engine:
         asking = (ask(engine, prompt, Sampling(max_tokens=40, ignore_eos=True)) for prompt in prompts)
         answers = await asyncio.gather(*asking)
         stats = engine.stats()

@@ -6,8 +6,6 @@ that are refused, and inputs that pass, or else nothing behind the first check w
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,18 +22,10 @@ pytestmark = pytest.mark.xdist_group("hostile")
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    folder = Path(tempfile.mkdtemp(prefix="zv"))
-    server = RedisServer(folder)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def edges(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, redis: RedisServer) -> Iterator[Edges]:
-    with listening(redis.url, tmp_path_factory.mktemp("gateway"), tiny_checkpoint) as made:
+def edges(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, shared_redis: RedisServer
+) -> Iterator[Edges]:
+    with listening(shared_redis.url, tmp_path_factory.mktemp("gateway"), tiny_checkpoint) as made:
         yield made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 
 from services.llama.engine.adapters import Adapters
 from services.llama.engine.admission import Admission
+from services.llama.engine.batch import Model
 from services.llama.engine.blocks import BLOCK, BlockPool, blocks_for
 from services.llama.engine.delivery import Delivery
 from services.llama.engine.detokenizer import TokenBytes
@@ -57,9 +59,14 @@ class EngineOptions:
 
 
 class NativeEngine:
-    """Implements `seam.Engine`. Takes `weights` over: its layers are fused, and nobody else may use them after."""
+    """Implements `seam.Engine`. Takes `weights` over: its layers are fused, and nobody else may use them after.
 
-    def __init__(self, weights: LlamaWeights, options: EngineOptions) -> None:
+    `choose` makes the model, as `choose_model` does.
+    """
+
+    def __init__(
+        self, weights: LlamaWeights, options: EngineOptions, choose: Callable[..., tuple[Model, int]] = choose_model
+    ) -> None:
         self._shape = weights.shape
         self._eos = frozenset(self._shape.eos_ids)
         tokenizer = Tokenizer.from_file(str(weights.tokenizer))
@@ -67,7 +74,7 @@ class NativeEngine:
         self._grammars = Grammars(tokenizer, self._table, self._shape.vocab, tuple(self._shape.eos_ids))
         self.context = min(options.context or self._shape.max_positions, self._shape.max_positions)
         self._admission = Admission(self._shape.vocab, weights.projection_weight.shape[1], self.context)
-        model, torch_threads = choose_model(
+        model, torch_threads = choose(
             weights,
             self.context,
             kernels=options.kernels,
