@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 
 from cli.text import CommandError, remark, say
-from services.gateway.key_entry import Key, KeyEntry, Limits, Role, digest_of, new_secret, parse_keys
+from services.gateway.key_entry import Key, KeyEntry, Limits, Role, new_secret, parse_keys
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -48,12 +47,10 @@ def new(
         "adapters": tuple(adapter) if adapter else None,
     }
     try:
-        entry = KeyEntry(name=name, sha256=digest_of(secret), **{n: v for n, v in given.items() if v is not None})  # type: ignore[arg-type]
-    except ValidationError as error:
-        detail = error.errors()[0]
-        raise CommandError(
-            f"--{str(detail['loc'][0]).replace('_', '-')}: {detail['msg'][:1].lower()}{detail['msg'][1:]}", 2
-        ) from None
+        entry = KeyEntry.of(secret, name=name, **{field: value for field, value in given.items() if value is not None})
+    except ValueError as error:
+        field, _, said = str(error).partition(": ")
+        raise CommandError(f"--{field.replace('_', '-')}: {said}", 2) from None
     if file is None:
         say(secret)
         say(entry.line())

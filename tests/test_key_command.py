@@ -50,7 +50,7 @@ def test_a_name_is_taken_once(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_named() -> None:
     for words, said in (
-        (("--name", "two words"), "--name: "),
+        (("--name", "two words"), "--name: letters, digits and . _ - are allowed"),
         (("--name", "x", "--concurrent", "0"), "--concurrent: input should be greater than or equal to 1"),
     ):
         done = ziya("key", "new", *words)

@@ -13,9 +13,10 @@ import re
 import secrets
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 PREFIX = "zk-"
 SECRET_BYTES = 32
@@ -93,8 +94,15 @@ class KeyEntry(BaseModel):
             return cls.model_validate_json(line)
         except ValidationError as error:
             detail = error.errors(include_input=False, include_url=False)[0]
-            where, said = ".".join(map(str, detail["loc"])), str(detail["msg"])
-            raise ValueError(f"{where}: {said[:1].lower()}{said[1:]}" if where else "not valid JSON") from None
+            raise ValueError(_sentence(detail) or "not valid JSON") from None
+
+    @classmethod
+    def of(cls, secret: str, **fields: Any) -> Self:
+        """The entry of a key. Raises ValueError as `parse` does."""
+        try:
+            return cls(sha256=digest_of(secret), **fields)
+        except ValidationError as error:
+            raise ValueError(_sentence(error.errors(include_input=False, include_url=False)[0])) from None
 
     def line(self) -> str:
         """The entry as `parse` reads it, without what is at its default."""
@@ -110,6 +118,20 @@ class KeyEntry(BaseModel):
         adapters = None if self.adapters is None else frozenset(self.adapters)
         priority = Priority[self.priority.upper()]
         return Key(self.name, self.role, priority, self.weight, limits, adapters, salt_of(self.sha256))
+
+
+_FORMS = {
+    "name": "letters, digits and . _ - are allowed, 64 at most, a letter or digit first",
+    "sha256": "64 hexadecimal digits are wanted, in lower case",
+}
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """What is wrong with which field, without what stood there; "" where it is no field's fault."""
+    where, said = ".".join(map(str, detail["loc"])), str(detail["msg"])
+    if detail["type"] == "string_pattern_mismatch" and where in _FORMS:
+        said = _FORMS[where]
+    return f"{where}: {said[:1].lower()}{said[1:]}" if where else ""
 
 
 def new_secret() -> str:

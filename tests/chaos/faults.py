@@ -127,6 +127,8 @@ SINGLE = (
     Fault("redis-full", redis_full),
     Fault("vision-frozen", freeze("vision")),
     Fault("qformer-frozen", freeze("qformer")),
+    Fault("triton-frozen", freeze("triton")),
+    Fault("engine-frozen", freeze("engine")),
     Fault("bus-spoilt", bus_spoilt),
     Fault("clients-leave", nothing, leaving=True),
     Fault("vision-drained", drain("vision")),

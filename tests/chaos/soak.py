@@ -3,8 +3,9 @@
     python -m tests.chaos.soak                    20 minutes
     python -m tests.chaos.soak --minutes 3
 
-The first quarter warms up: caches fill, allocators find their size. What is cached is kept for a minute here, not ten,
-so that the caches are as full after the warm-up as they ever get.
+Before it, what holds a number of things is filled (`full_caches.py`). The first quarter warms up: caches fill,
+allocators find their size. What is cached is kept for a minute here, not ten, so that the caches are as full after the
+warm-up as they ever get.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cli.load.experiment import Stopwatch
 from cli.load.run import Bounds, Run
 from tests.chaos.act import CLIENT_SECONDS, workload
 from tests.chaos.callers import Both, Leaving
+from tests.chaos.full_caches import fill
 from tests.chaos.left_behind import left_behind
 from tests.chaos.scene import PROCESSES, Scene, scene
 from tests.chaos.table import markdown
@@ -98,6 +100,7 @@ def main() -> None:
     seconds = given.minutes * 60
     say(f"{describe()}\n{given.minutes:g} minutes, {given.rate:g} requests/s, every third client leaves\n")
     with scene(env=ENVIRONMENT) as there:
+        say(f"{asyncio.run(fill(there)):,} different questions to fill the caches that hold a number of things\n")
         watch, clock = Watch(there), Stopwatch()
         with watch.running(clock):
             counts = asyncio.run(load(there, seconds, given.rate, clock))
