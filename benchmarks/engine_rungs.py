@@ -48,16 +48,12 @@ class Variant:
     new: str = ""
 
 
-FUSED = "return quantised(kind) || step.adapter_ranges; }"
 VARIANTS = (
     Variant("all of it"),
     Variant("next tile not fetched", "matrix.h", "const int lines = fetch ? fetched : 0;", "const int lines = 0;"),
     Variant("2 rows over a tile, not 6", "matrix.h", "return kind == INT4 ? 3 : 6;", "return kind == INT4 ? 1 : 2;"),
     Variant("weights in small pages", "matrix.h", "if (page == HUGE_PAGE) madvise", "if (false) madvise"),
-    Variant("cache not fetched", "attention.h", "fetching_ = first == 0;", "fetching_ = false;"),
-    Variant("one sum a query", "attention.h", "constexpr int chains = 4;", "constexpr int chains = 1;"),
     Variant("barriers that sleep at once", "threads.h", "SPINS = 2000", "SPINS = 0"),
-    Variant("silu after a barrier", "llama.h", FUSED, "return step.rows > 0; }"),
 )
 
 

@@ -153,8 +153,9 @@ def _objects(texts: Sequence[str]) -> np.ndarray[Any, Any]:
 def _piece(response: service_pb2.ModelInferResponse) -> Piece:
     pairs = zip(response.outputs, response.raw_output_contents, strict=True)
     raw = {output.name: data for output, data in pairs}
-    names = ("text", "finish_reason", "usage", "logprobs")
-    text, reason, usage, logprobs = (raw[name][4:].decode("utf-8") for name in names)
+    text, reason = (raw[name][4:].decode("utf-8") for name in ("text", "finish_reason"))
+    usage, logprobs = (raw.get(name, b"")[4:].decode("utf-8") for name in ("usage", "logprobs"))
+    assert ("usage" in raw) == bool(reason), "the usage goes with the last response alone"
     tokens = int.from_bytes(raw["tokens"], "little")
     told = json.loads(logprobs) if logprobs else ()
     return Piece(text, tokens, reason, json.loads(usage) if usage else None, logprobs=tuple(told))

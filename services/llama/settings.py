@@ -64,7 +64,7 @@ class Settings(ProcessSettings):
     # The same while no more than four run; 0 sends each token by itself.
     llama_few_stream_interval: float = Field(0.03, ge=0)
     # How often Triton is asked whether a client went away; less often while more than 64 requests are open.
-    llama_cancel_interval: float = Field(0.05, gt=0)
+    llama_cancel_interval: float = Field(0.075, gt=0)
     # How often Triton's /metrics gets our numbers.
     llama_metrics_interval: float = Field(0.5, gt=0)
 

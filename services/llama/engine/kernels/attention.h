@@ -72,7 +72,6 @@ class Head {
     const int width = shape_.width, group = shape_.group(), past = span.length - span.rows;
     for (int first = 0; first < span.rows * group; first += QUERIES) {
       const int count = std::min(QUERIES, span.rows * group - first);
-      fetching_ = first == 0;
       int limits[QUERIES] = {};
       float* outs[QUERIES] = {};
       for (int n = 0; n < count; ++n) {
@@ -95,19 +94,10 @@ class Head {
     for (int i = 0; i < shape_.width; i += LANES) store(to + i, load(row_.data() + i));
   }
 
-  // A block of one head is 2 KiB somewhere in memory, too short for the processor to guess what comes next: while keys
-  // are read, the block's values are fetched, and while values are read, its keys of the next head.
-  void fetch(const T* block) const {
-    for (int i = 0; i < BLOCK * shape_.width; i += 64 / static_cast<int>(sizeof(T))) _mm_prefetch(block + i, _MM_HINT_T0);
-  }
-
   template <int queries>
   void attend(const int32_t* table, const int* limits, float* const* outs, int count) {
     const int longest = limits[count - 1];  // rows are in order
-    for (int start = 0; start < longest; start += BLOCK) {
-      if (fetching_) fetch(values_ + table[start / BLOCK] * stride_);
-      score<queries>(keys_ + table[start / BLOCK] * stride_, start);
-    }
+    for (int start = 0; start < longest; start += BLOCK) score<queries>(keys_ + table[start / BLOCK] * stride_, start);
     float shares[QUERIES];
     for (int n = 0; n < queries; ++n) shares[n] = softmax(scores_.data() + static_cast<size_t>(n) * pitch_, limits[n], longest);
     int from = 0;
@@ -115,29 +105,18 @@ class Head {
     for (; from < shape_.width; from += LANES) gather<queries, 1>(table, longest, from, shares, outs, count);
   }
 
-  // Four sums a query, so that an addition need not wait for the one before it: always, so that a row's numbers are the
-  // same to the last bit whatever rows stand beside it.
   template <int queries>
   void score(const T* block, int start) {
-    constexpr int chains = 4;
     const int groups = shape_.width / EACH;
-    __m512 sums[queries][chains];
-    for (auto& query : sums)
-      for (auto& sum : query) sum = _mm512_setzero_ps();
+    __m512 sums[queries];
+    for (auto& sum : sums) sum = _mm512_setzero_ps();
     const auto* left = reinterpret_cast<const int32_t*>(queries_.data());
-    for (int group = 0; group < groups; group += chains) {
+    for (int group = 0; group < groups; ++group) {
+      const __m512i key = _mm512_loadu_si512(block + static_cast<size_t>(group) * BLOCK * EACH);
 #pragma GCC unroll 4
-      for (int chain = 0; chain < chains; ++chain) {
-        const __m512i key = _mm512_loadu_si512(block + static_cast<size_t>(group + chain) * BLOCK * EACH);
-#pragma GCC unroll 4
-        for (int n = 0; n < queries; ++n)
-          sums[n][chain] = dot<KIND>(sums[n][chain], _mm512_set1_epi32(left[n * groups + group + chain]), key);
-      }
+      for (int n = 0; n < queries; ++n) sums[n] = dot<KIND>(sums[n], _mm512_set1_epi32(left[n * groups + group]), key);
     }
-    for (int n = 0; n < queries; ++n) {
-      for (int chain = 1; chain < chains; ++chain) sums[n][0] = _mm512_add_ps(sums[n][0], sums[n][chain]);
-      store(scores_.data() + static_cast<size_t>(n) * pitch_ + start, sums[n][0]);
-    }
+    for (int n = 0; n < queries; ++n) store(scores_.data() + static_cast<size_t>(n) * pitch_ + start, sums[n]);
   }
 
   // Scores to weights that are not yet divided by their sum; gives 1 / sum. Those from `limit` to `longest` weigh 0.
@@ -166,7 +145,6 @@ class Head {
       for (auto& sum : query) sum = _mm512_setzero_ps();
     for (int start = 0; start < longest; start += BLOCK) {
       const T* value = values_ + table[start / BLOCK] * stride_ + from;
-      if (from == 0 && fetching_) fetch(keys_ + table[start / BLOCK] * stride_ + static_cast<size_t>(BLOCK) * shape_.width);
       const int end = std::min(longest, start + BLOCK);
       for (int position = start; position < end; ++position, value += shape_.width) {
         __m512 right[bands];
@@ -189,7 +167,6 @@ class Head {
   T *keys_, *values_;
   const size_t stride_;
   int pitch_ = 0;
-  bool fetching_ = false;
   Buffer<float> scores_, row_;
   Buffer<T> queries_;
 };

@@ -98,7 +98,7 @@ class Llama {
     attended_.shape(step.rows, shape_.heads * shape_.width, plain(step));
     inner_.shape(step.rows, shape_.intermediate, plain(step));
     qkv_.reserve(rows * pitch_), mixed_.reserve(rows * shape_.heads * shape_.width);
-    if (unfused(step)) raw_.reserve(rows * 2 * shape_.intermediate);
+    if (step.adapter_ranges) raw_.reserve(rows * 2 * shape_.intermediate);
     floats_.reserve(rows * shape_.intermediate);
     sequence_of_.resize(rows);
     for (int s = 0; s < step.sequences; ++s)
@@ -141,7 +141,6 @@ class Llama {
   size_t block_stride() const { return static_cast<size_t>(shape_.kv_heads) * BLOCK * shape_.width; }
   // Whether left sides are kept unquantised too, for adapters.
   static bool plain(const Step& step) { return quantised(kind) && step.adapter_ranges; }
-  static bool unfused(const Step& step) { return quantised(kind) || step.adapter_ranges; }
 
   static auto store_to(float* out, int pitch) {
     return [out, pitch](int row, int column, const __m512* sums) {
@@ -232,21 +231,15 @@ class Llama {
       });
     }
 
-    // silu(gate) * up, then down. Straight from the registers to the next product's left side where nothing comes between.
+    // silu(gate) * up, then down. Where nothing comes between, the silu is taken while both are in registers.
     void feed_forward(int number, Layer& layer) {
       Llama& m = *model;
       const int units = m.shape_.intermediate;
-      if (!unfused(*step)) {
-        m.product(thread, turn, m.left_.values, step->rows, layer.matrices[GATE_UP], [&](int row, int column, const __m512* sums) {
-          auto* to = reinterpret_cast<Cached*>(m.inner_.values.row(row)) + column / 2;
-          for (int band = 0; band < 2; ++band) store(to + band * LANES, _mm512_mul_ps(silu(sums[band]), sums[band + 2]));
-        });
-      } else if (!step->adapter_ranges) {
+      if (!step->adapter_ranges) {
         m.product(thread, turn, m.left_.values, step->rows, layer.matrices[GATE_UP], [&](int row, int column, const __m512* sums) {
           float* to = m.floats_.data() + static_cast<size_t>(row) * units + column / 2;
           for (int band = 0; band < 2; ++band) store(to + band * LANES, _mm512_mul_ps(silu(sums[band]), sums[band + 2]));
         });
-        rows_to(m.inner_, m.floats_.data(), units);
       } else {
         m.product(thread, turn, m.left_.values, step->rows, layer.matrices[GATE_UP], store_to(m.raw_.data(), 2 * units));
         update(number, GATE_UP, m.left_, m.raw_.data(), 2 * units);
@@ -256,8 +249,8 @@ class Llama {
           for (int tile = 0; tile < units; tile += UNITS, from += TILE, to += UNITS)
             for (int i = 0; i < UNITS; i += LANES) store(to + i, _mm512_mul_ps(silu(load(from + i)), load(from + UNITS + i)));
         });
-        rows_to(m.inner_, m.floats_.data(), units);
       }
+      rows_to(m.inner_, m.floats_.data(), units);
       m.product(thread, turn, m.inner_.values, step->rows, layer.matrices[DOWN], m.add_to(step->hidden, m.shape_.hidden));
     }
 

@@ -32,9 +32,10 @@ class Reply:
         self._ended = False
 
     def send(self, text: str, tokens: int, finish_reason: str, usage: str, logprobs: str) -> None:
+        """What only some responses have is left out of the others: each output costs its way through Triton."""
         outputs = [_string("text", text), pb_utils.Tensor("tokens", np.array([tokens], dtype=np.int32))]
-        outputs += [_string("finish_reason", finish_reason), _string("usage", usage)]
-        outputs.append(_string("logprobs", logprobs))
+        outputs.append(_string("finish_reason", finish_reason))
+        outputs += [_string(name, given) for name, given in (("usage", usage), ("logprobs", logprobs)) if given]
         self._put(pb_utils.InferenceResponse(outputs), final=bool(finish_reason))
 
     def fail(self, error: ZiyaError) -> None:
