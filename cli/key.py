@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.text import CommandError, remark, say
-from services.gateway.key_entry import Key, KeyEntry, Limits, Role, new_secret, parse_keys
+from services.gateway.keys.key_entry import Key, KeyEntry, Limits, Role, new_secret, parse_keys
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.gateway.admission import Admission, Capacity, Place
-from services.gateway.admission_metrics import AdmissionMetrics
-from services.gateway.api_keys import Caller
-from services.gateway.cost import Cost, Costs
+from services.gateway.admission.admission import Admission, Capacity, Place
+from services.gateway.admission.cost import Cost, Costs
+from services.gateway.admission.metrics import AdmissionMetrics
 from services.gateway.dialogue import Ask, Dialogue, ImageSource, Sampling
-from services.gateway.key_entry import Key, Priority
+from services.gateway.keys.api_keys import Caller
+from services.gateway.keys.key_entry import Key, Priority
 from tests.fakes import CONFIG, soon
 from ziya.errors import DeadlineExceeded, Overloaded, Unavailable
 from ziya.prompt import Turn

@@ -12,9 +12,19 @@ from pathlib import Path
 import openai
 import pytest
 
-from services.gateway import api_keys
-from services.gateway.api_keys import KeyFile, KeyFileError
-from services.gateway.key_entry import Key, KeyEntry, Limits, Priority, Role, digest_of, new_secret, parse_keys, salt_of
+from services.gateway.keys import api_keys
+from services.gateway.keys.api_keys import KeyFile, KeyFileError
+from services.gateway.keys.key_entry import (
+    Key,
+    KeyEntry,
+    Limits,
+    Priority,
+    Role,
+    digest_of,
+    new_secret,
+    parse_keys,
+    salt_of,
+)
 from tests.gateways import WORDS, Scene, content_of, scene
 from tests.helm import CHART
 

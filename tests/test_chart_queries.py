@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.gateway.admission_metrics import AdmissionMetrics
+from services.gateway.admission.metrics import AdmissionMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.operator.metrics import PHASES, OperatorMetrics
 from services.operator.waiting import QUEUES

@@ -18,9 +18,9 @@ import redis
 from cryptography import x509
 
 from cli.programs import find_redis
-from services.gateway.cost import Cost
-from services.gateway.key_entry import Limits
-from services.gateway.quota_store import QuotaStore
+from services.gateway.admission.cost import Cost
+from services.gateway.keys.key_entry import Limits
+from services.gateway.keys.quota_store import QuotaStore
 from services.operator.broker import celery_tls, celery_url, redis_client
 from services.operator.queue import CONTROL, RECONCILE, make_queue
 from services.operator.settings import OperatorSettings

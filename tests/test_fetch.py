@@ -13,8 +13,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from services.gateway.addresses import LookUp, Resolver, any_address, is_public
-from services.gateway.fetch import Fetch, Fetcher, FetchPolicy
+from services.gateway.images.addresses import LookUp, Resolver, any_address, is_public
+from services.gateway.images.fetch import Fetch, Fetcher, FetchPolicy
 from tests.dns_server import NAME, look_up, naming
 from tests.fakes import expected_sight, soon
 from tests.gateways import picture, scene

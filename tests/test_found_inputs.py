@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.gateway.openai_request import parse
+from services.gateway.openai.request import parse
 from services.llama import request as llama
 from tests.fakes import CONFIG
 from tests.gateways import scene

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from services.gateway.key_entry import digest_of
+from services.gateway.keys.key_entry import digest_of
 from tests.gateways import scene
 from tests.stack import ziya
 

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from services.gateway import api_keys
+from services.gateway.keys import api_keys
 from tests.fakes import CONFIG, Gate, expected_sight
 from tests.gateways import WORDS, Scene, picture, scene
 from ziya import keys

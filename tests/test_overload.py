@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from protos import chat_pb2 as pb
 from protos.chat_pb2_grpc import VisualChatStub
-from services.gateway.key_entry import digest_of
+from services.gateway.keys.key_entry import digest_of
 from tests.fakes import Gate
 from tests.gateways import WORDS, Scene, content_of, metric_counts, metric_is, picture, scene, shown, until, words_of
 

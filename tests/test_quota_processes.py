@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import pytest
 
-from services.gateway.key_entry import digest_of
+from services.gateway.keys.key_entry import digest_of
 from tests.fakes import CONFIG, Gate
 from tests.gateways import WORDS, Backend, backend, content_of, picture, shown, until
 from ziya.content import ContentKeys

@@ -16,11 +16,11 @@ import pytest
 import redis.asyncio
 from prometheus_client import CollectorRegistry
 
-from services.gateway import quotas
-from services.gateway.admission_metrics import AdmissionMetrics
-from services.gateway.cost import Cost
-from services.gateway.key_entry import Key, Limits, digest_of
-from services.gateway.quotas import Grant, Quotas, QuotaTimes
+from services.gateway.admission.cost import Cost
+from services.gateway.admission.metrics import AdmissionMetrics
+from services.gateway.keys import quotas
+from services.gateway.keys.key_entry import Key, Limits, digest_of
+from services.gateway.keys.quotas import Grant, Quotas, QuotaTimes
 from tests.gateways import WORDS, Scene, content_of, picture, scene, shown, until
 from tests.redis_server import RedisServer
 from ziya.errors import BadField, RateLimited

@@ -15,7 +15,7 @@ from google.protobuf.descriptor import Descriptor
 from protos import chat_pb2, tensor_pb2
 from protos.chat_pb2_grpc import VisualChatStub
 from services.gateway import dialogue
-from services.gateway.openai_request import parse
+from services.gateway.openai.request import parse
 from services.llama.engine.admission import Admission
 from services.llama.engine.seam import Prompt
 from tests.gateways import scene

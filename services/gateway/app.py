@@ -15,31 +15,35 @@ import uvloop
 
 from protos.chat_pb2_grpc import add_VisualChatServicer_to_server
 from services.gateway import chat_service, web_server
-from services.gateway.addresses import Resolver, any_address, is_public
-from services.gateway.admission import Admission, Capacity
-from services.gateway.admission_metrics import AdmissionMetrics
-from services.gateway.api_keys import KeyFile, Keys
-from services.gateway.body_room import BodyRoom
+from services.gateway.admission.admission import Admission, Capacity
+from services.gateway.admission.body_room import BodyRoom
+from services.gateway.admission.cost import Costs
+from services.gateway.admission.metrics import AdmissionMetrics
 from services.gateway.breaker import Breaker
 from services.gateway.completions import Completions
-from services.gateway.cost import Costs
 from services.gateway.encoders import Encoders
-from services.gateway.fetch import Fetcher, FetchPolicy
 from services.gateway.front import Bounds, Front, TimeLimits
 from services.gateway.health import Readiness, grpc_serving
 from services.gateway.http_api import HttpApi
-from services.gateway.image_source import ImageOpener
-from services.gateway.key_entry import Key, Limits, parse_keys
+from services.gateway.images.addresses import Resolver, any_address, is_public
+from services.gateway.images.fetch import Fetcher, FetchPolicy
+from services.gateway.images.image_source import ImageOpener
+from services.gateway.keys.api_keys import KeyFile, Keys
+from services.gateway.keys.key_entry import Key, Limits, parse_keys
+from services.gateway.keys.quotas import Quotas, QuotaTimes
 from services.gateway.llama import LlamaClient
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.page import process
+from services.gateway.page.facts import PageFacts
+from services.gateway.page.process import PageProcess
+from services.gateway.page.proxy import PageProxy
 from services.gateway.paths import Paths
 from services.gateway.pipeline import Pipeline
-from services.gateway.quotas import Quotas, QuotaTimes
 from services.gateway.settings import Settings
 from services.gateway.together import cancel
 from ziya import rpc, rpc_server, telemetry
 from ziya.bus import Bus
-from ziya.checkpoint import CheckpointConfig
+from ziya.checkpoint import CheckpointConfig, read_config
 from ziya.content import ContentKeys
 from ziya.images import ImageLimits
 from ziya.program import run
@@ -88,7 +92,10 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         front = await _front(settings, stages, metrics, stack)
         arrival = RedisArrival.of(stages.bus, settings)
         shown = metrics.registry if settings.gateway_http_metrics else None
-        api = HttpApi(front, _completions(settings, front), _readiness(settings, stages, arrival), shown)
+        page = _page(settings, front, stack)
+        install = process.INSTALL if page is None and settings.gateway_page is None else ""
+        answers, readiness = _completions(settings, front), _readiness(settings, stages, arrival)
+        api = HttpApi(front, answers, readiness, shown, page=page, install=install)
         server = rpc_server.GrpcServer(
             SERVICE,
             lambda target: add_VisualChatServicer_to_server(chat_service.ChatService(front), target),
@@ -107,8 +114,12 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         http_port = await stack.enter_async_context(
             web_server.serving(api.app, settings.host, settings.gateway_http_port)
         )
+        if page is not None:
+            page.process.at(settings.host, http_port)
         yield Gateway(http_port, grpc_port, exporter_port)
         await asyncio.gather(server.drain(), front.admission.drain(settings.drain_seconds))
+        if page is not None:
+            await page.process.stop()  # before the web server, which would wait for the tabs that are open
 
 
 async def _stages(settings: Settings, metrics: telemetry.Metrics, stack: AsyncExitStack) -> _Stages:
@@ -187,6 +198,23 @@ def _keys(settings: Settings) -> Keys:
         return Keys(KeyFile(settings.gateway_api_keys_file, defaults), anybody, salted=salted)
     fixed = parse_keys(settings.gateway_api_keys.get_secret_value(), defaults)
     return Keys(lambda: fixed, anybody, salted=salted)
+
+
+def _page(settings: Settings, front: Front, stack: AsyncExitStack) -> PageProxy | None:
+    """The chat page, which has no process yet. Raises SettingsError when it is wanted and gradio is not here."""
+    if not process.wanted(settings.gateway_page):
+        return None
+    facts = PageFacts.of(
+        settings.checkpoint,
+        read_config(settings.checkpoint),
+        model=front.model,
+        keys_needed=front.keys.needed,
+        max_image_bytes=settings.gateway_max_image_bytes,
+        timeout=settings.request_timeout,
+    )
+    page = PageProxy(PageProcess(facts), settings.gateway_max_body_bytes)
+    stack.push_async_callback(page.close)
+    return page
 
 
 def _completions(settings: Settings, front: Front) -> Completions:

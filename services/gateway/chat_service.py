@@ -16,10 +16,10 @@ import grpc
 from protos import chat_pb2 as pb
 from protos.chat_pb2_grpc import VisualChatServicer
 from services.gateway import access
-from services.gateway.api_keys import PRIORITY_HEADER, Caller
 from services.gateway.dialogue import Ask, Dialogue, ImageSource, Message, Sampling, to_dialogue
 from services.gateway.front import Front
 from services.gateway.job import Summary
+from services.gateway.keys.api_keys import PRIORITY_HEADER, Caller
 from ziya import telemetry
 from ziya.errors import BadField, InvalidRequest, ModelNotFound, NotFound
 

@@ -16,12 +16,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from services.gateway import access
-from services.gateway.api_keys import PRIORITY_HEADER, Caller
-from services.gateway.body_room import Body
+from services.gateway.admission.body_room import Body
 from services.gateway.dialogue import Ask
 from services.gateway.front import Front
-from services.gateway.openai_request import parse
-from services.gateway.openai_response import Shape
+from services.gateway.keys.api_keys import PRIORITY_HEADER, Caller
+from services.gateway.openai.request import parse
+from services.gateway.openai.response import Shape
 from services.gateway.reply import Reply
 from services.gateway.together import cancel
 from ziya import telemetry

@@ -17,7 +17,7 @@ from protos.qformer_pb2 import Features, QueryRequest
 from protos.qformer_pb2_grpc import QFormerStub
 from protos.vision_pb2 import EncodeReply, EncodeRequest
 from protos.vision_pb2_grpc import VisionEncoderStub
-from services.gateway.image_source import Picture
+from services.gateway.images.image_source import Picture
 from ziya import rpc, tracing, wire
 from ziya.checkpoint import CheckpointConfig
 from ziya.errors import BusUnavailable, NotFound

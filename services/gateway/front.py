@@ -11,18 +11,18 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from services.gateway.admission import Admission
-from services.gateway.admission_metrics import AdmissionMetrics
-from services.gateway.api_keys import Caller, Keys
-from services.gateway.body_room import BodyRoom
-from services.gateway.cost import Cost, Costs
+from services.gateway.admission.admission import Admission
+from services.gateway.admission.body_room import BodyRoom
+from services.gateway.admission.cost import Cost, Costs
+from services.gateway.admission.metrics import AdmissionMetrics
 from services.gateway.dialogue import Ask
 from services.gateway.job import Summary
-from services.gateway.key_entry import Key
+from services.gateway.keys.api_keys import Caller, Keys
+from services.gateway.keys.key_entry import Key
+from services.gateway.keys.quotas import Quotas
 from services.gateway.llama import Piece
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.pipeline import Pipeline
-from services.gateway.quotas import Quotas
 from ziya import tracing
 from ziya.errors import Cancelled, Forbidden, Internal, ModelNotFound, ZiyaError
 

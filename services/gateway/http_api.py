@@ -20,8 +20,9 @@ from services.gateway import access
 from services.gateway.completions import Completions
 from services.gateway.front import Front
 from services.gateway.health import Readiness
-from services.gateway.key_entry import Key
-from services.gateway.openai_error import error_headers, error_object, plain_error
+from services.gateway.keys.key_entry import Key
+from services.gateway.openai.error import error_headers, error_object, plain_error
+from services.gateway.page import proxy
 from ziya import telemetry, tracing
 from ziya.errors import Forbidden, ZiyaError, status_of
 
@@ -40,21 +41,34 @@ _PAGE = """<!doctype html>
 <li><a href="/v1/models"><code>GET /v1/models</code></a></li>
 <li><a href="/healthz"><code>GET /healthz</code></a>, <a href="/readyz"><code>GET /readyz</code></a></li>
 {metrics}</ul>
-</html>
+{hint}</html>
 """
+_HINT = "<p>There is no chat page here, for gradio is not installed: <code>{install}</code>.</p>\n"
 _METRICS = '<li><a href="/metrics"><code>GET /metrics</code></a></li>\n'
 
 
 class HttpApi:
-    """Makes the ASGI application. Without a `registry` there is no `/metrics`."""
+    """Makes the ASGI application. Without a `registry` there is no `/metrics`, without a `page` a list of paths at `/`.
+
+    `install` is the command that would bring the page, where nothing but its absence is the reason.
+    """
 
     def __init__(
-        self, front: Front, completions: Completions, readiness: Readiness, registry: CollectorRegistry | None
+        self,
+        front: Front,
+        completions: Completions,
+        readiness: Readiness,
+        registry: CollectorRegistry | None,
+        *,
+        page: proxy.PageProxy | None = None,
+        install: str = "",
     ) -> None:
         self._front = front
         self._readiness = readiness
         self._registry = registry
-        self._page_body = _PAGE.format(model=escape(front.model), metrics="" if registry is None else _METRICS)
+        hint = _HINT.format(install=escape(install)) if install else ""
+        metrics = "" if registry is None else _METRICS
+        self._page_body = _PAGE.format(model=escape(front.model), metrics=metrics, hint=hint)
         self._since = int(time.time())
         routes = [
             Route(_ANSWERS, completions, methods=["POST"]),
@@ -63,7 +77,7 @@ class HttpApi:
             Route("/healthz", _live),
             Route("/readyz", self._ready),
             *([Route("/metrics", self._metrics)] if registry is not None else []),
-            Route("/", self._page),
+            *([Route(path, page) for path in proxy.ROUTES] if page is not None else [Route("/", self._page)]),
         ]
         handlers = {HTTPException: _http_error, ZiyaError: _error}
         self.app = Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(RequestIds)])

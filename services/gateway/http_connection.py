@@ -16,7 +16,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.openai_error import plain_error
+from services.gateway.openai.error import plain_error
 
 
 @dataclass(frozen=True, slots=True)

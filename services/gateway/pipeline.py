@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator
 
 from services.gateway.dialogue import Ask, ImageSource
 from services.gateway.encoders import Visual
-from services.gateway.image_source import ImageOpener, Picture
+from services.gateway.images.image_source import ImageOpener, Picture
 from services.gateway.job import Job, Summary
 from services.gateway.llama import LlamaStream, Piece
 from services.gateway.metrics import GatewayMetrics

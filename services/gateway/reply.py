@@ -17,8 +17,8 @@ from starlette.types import Send
 
 from services.gateway.job import Summary
 from services.gateway.llama import Piece
-from services.gateway.openai_error import error_headers, error_json
-from services.gateway.openai_response import DONE, HEARTBEAT, Shape
+from services.gateway.openai.error import error_headers, error_json
+from services.gateway.openai.response import DONE, HEARTBEAT, Shape
 from services.gateway.together import cancel
 from ziya.errors import ZiyaError, status_of
 

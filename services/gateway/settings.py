@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from services.gateway.fetch import Fetch
+from services.gateway.images.fetch import Fetch
 from ziya.settings import ProcessSettings
 
 
@@ -65,6 +65,8 @@ class Settings(ProcessSettings):
     gateway_probe_seconds: float = Field(1.0, gt=0)
     # How long a readiness check waits for a stage.
     gateway_ready_seconds: float = Field(2.0, gt=0)
+    # The chat page at `/`; unset is on where gradio is installed.
+    gateway_page: bool | None = None
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> Self:

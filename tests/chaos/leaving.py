@@ -3,8 +3,9 @@
     python -m tests.chaos.leaving
 
 The engine: a long answer is left after its first text. The bus: the Q-Former is stopped, so that the work lies there
-when the client leaves. The encoder: more pictures at once than it can do in the time. Each time is from the client's
-closing of its connection to the first look at which the stage holds nothing; a look takes some milliseconds.
+when the client leaves. The encoder: more pictures at once than it can do in the time, of one client and of many. Each
+time is from the client's closing of its connection to the first look at which the stage holds nothing; a look takes
+some milliseconds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ziya.bus import WORK
 from ziya.prompt import Turn
 
 TRIALS = 20
-PICTURES_AT_ONCE = 40
+PICTURES, CROWD = 16, 40
 GIVE_UP_SECONDS = 10.0
 LOOK_SECONDS = 0.002
 # Until the gateway has been told what was queued for it. Who leaves in the millisecond before that is worked for once.
@@ -55,6 +56,8 @@ class Trials:
                 await self._answering()
             for _ in range(trials):
                 await self._encoding()
+            for _ in range(trials):
+                await self._crowd()
             victim = self._scene.process("qformer")
             for _ in range(trials):
                 await self._until(lambda: not self._entries() and not self._pending())
@@ -68,23 +71,28 @@ class Trials:
             await self._both.close()
 
     async def _answering(self) -> None:
-        asking, answer = self._ask(tokens=800, picture=False)
+        asking, answer = self._ask(tokens=800, pictures=0)
         await self._until(lambda: bool(answer.pieces), asking)
         await self._leave([asking], engine=self._free("triton"), gateway=self._free("gateway"))
 
     async def _encoding(self) -> None:
-        askings = [self._ask(tokens=4, picture=True)[0] for _ in range(PICTURES_AT_ONCE)]
+        asking, _ = self._ask(tokens=4, pictures=PICTURES)
         await self._until(lambda: busy(self._pages["vision"], "vision") > 1)
-        await self._leave(askings, encoder=self._free("vision"))
+        await self._leave([asking], encoder=self._free("vision"))
+
+    async def _crowd(self) -> None:
+        askings = [self._ask(tokens=4, pictures=1)[0] for _ in range(CROWD)]
+        await self._until(lambda: busy(self._pages["vision"], "vision") > 1)
+        await self._leave(askings, crowd=self._free("vision"))
 
     async def _queued(self) -> None:
-        asking, _ = self._ask(tokens=4, picture=True)
+        asking, _ = self._ask(tokens=4, pictures=1)
         await self._until(lambda: self._entries() > 0, asking)
         await asyncio.sleep(REPLY_SECONDS)
         await self._leave([asking], bus=lambda: self._entries() == 0, waiting=self._free("triton"))
 
-    def _ask(self, *, tokens: int, picture: bool) -> tuple[asyncio.Task[None], Answer]:
-        images = (next(self._pictures),) if picture else ()
+    def _ask(self, *, tokens: int, pictures: int) -> tuple[asyncio.Task[None], Answer]:
+        images = tuple(next(self._pictures) for _ in range(pictures))
         self._number += 1
         request = Request(self._number, (Turn("user", f"What is this, {time.time_ns()}?", images),), tokens)
         answer = Answer(request, self._clock())
@@ -132,7 +140,8 @@ class Trials:
 NAMES = {
     "gateway": "the gateway's place, answer under way",
     "engine": "the engine's place, answer under way",
-    "encoder": f"the encoder, {PICTURES_AT_ONCE} pictures at once",
+    "encoder": f"the encoder, one client with {PICTURES} pictures",
+    "crowd": f"the encoder, {CROWD} clients that leave together",
     "bus": "the work on the bus, Q-Former stopped",
     "waiting": "the engine's wait for visual tokens",
 }

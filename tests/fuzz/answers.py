@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from services.gateway.addresses import Resolver, any_address
-from services.gateway.fetch import Fetch, Fetcher, FetchPolicy
+from services.gateway.images.addresses import Resolver, any_address
+from services.gateway.images.fetch import Fetch, Fetcher, FetchPolicy
 from tests.fuzz.check import Outcome, Target
 from tests.fuzz.strategies import mutated
 from ziya.errors import InvalidRequest

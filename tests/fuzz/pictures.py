@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from PIL import Image
 
-from services.gateway.image_source import decode_data_url
+from services.gateway.images.image_source import decode_data_url
 from tests.fuzz.check import Outcome, Target
 from tests.fuzz.strategies import BORDERS, mutated
 from ziya.errors import InvalidImage

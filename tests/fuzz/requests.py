@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from services.gateway.openai_request import parse
+from services.gateway.openai.request import parse
 from services.llama import request as llama
 from tests.fakes import CONFIG
 from tests.fuzz.check import Defect, Hang, Outcome, Target

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from services.gateway.key_entry import Key, Limits, Priority, digest_of, parse_keys
+from services.gateway.keys.key_entry import Key, Limits, Priority, digest_of, parse_keys
 from ziya.errors import BadField, Forbidden, Unauthenticated
 from ziya.settings import SettingsError
 

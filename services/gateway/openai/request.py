@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pydantic_core import from_json
 
 from services.gateway.dialogue import Dialogue, ImageSource, Message, Sampling, to_dialogue
-from services.gateway.fields import Fields
-from services.gateway.openai_options import sampling_of
+from services.gateway.openai.fields import Fields
+from services.gateway.openai.options import sampling_of
 from ziya.errors import BadField
 
 IMAGE_ID_SCHEME = "image-id:"

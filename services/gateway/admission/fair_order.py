@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from services.gateway.api_keys import Caller
-from services.gateway.cost import Cost
+from services.gateway.admission.cost import Cost
+from services.gateway.keys.api_keys import Caller
 
 
 @dataclass(slots=True)

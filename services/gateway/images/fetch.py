@@ -16,7 +16,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
-from services.gateway.addresses import Resolver
+from services.gateway.images.addresses import Resolver
 from ziya.errors import DeadlineExceeded, InvalidRequest
 
 _REDIRECTS = (301, 302, 303, 307, 308)

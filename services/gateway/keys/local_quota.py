@@ -10,10 +10,10 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 
-from services.gateway.cost import Cost
-from services.gateway.key_entry import Limits
-from services.gateway.quota_store import Verdict
-from services.gateway.rate import MINUTE, busy_after
+from services.gateway.admission.cost import Cost
+from services.gateway.keys.key_entry import Limits
+from services.gateway.keys.quota_store import Verdict
+from services.gateway.keys.rate import MINUTE, busy_after
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from services.gateway.admission_metrics import AdmissionMetrics
-from services.gateway.api_keys import Caller
+from services.gateway.admission.metrics import AdmissionMetrics
+from services.gateway.keys.api_keys import Caller
 from ziya.errors import Overloaded
 
 

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from services.gateway.admission_metrics import AdmissionMetrics
-from services.gateway.api_keys import Caller
-from services.gateway.cost import Cost
-from services.gateway.fair_order import Load, Shares, Waiter, note
-from services.gateway.readers import Readers
+from services.gateway.admission.cost import Cost
+from services.gateway.admission.fair_order import Load, Shares, Waiter, note
+from services.gateway.admission.metrics import AdmissionMetrics
+from services.gateway.admission.readers import Readers
+from services.gateway.keys.api_keys import Caller
 from ziya.errors import DeadlineExceeded, Overloaded, Unavailable, ZiyaError
 
 LONGEST_RETRY = 30.0

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.gateway.dialogue import ImageSource
-from services.gateway.fetch import Budget, Fetcher
+from services.gateway.images.fetch import Budget, Fetcher
 from services.gateway.together import together
 from ziya import images, keys, tracing
 from ziya.errors import BadField, InvalidImage, InvalidRequest

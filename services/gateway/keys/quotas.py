@@ -18,12 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from services.gateway.admission_metrics import AdmissionMetrics
-from services.gateway.cost import Cost
-from services.gateway.key_entry import Key, Limits
-from services.gateway.local_quota import LocalQuota
-from services.gateway.quota_store import QuotaStore, Verdict
-from services.gateway.rate import Level
+from services.gateway.admission.cost import Cost
+from services.gateway.admission.metrics import AdmissionMetrics
+from services.gateway.keys.key_entry import Key, Limits
+from services.gateway.keys.local_quota import LocalQuota
+from services.gateway.keys.quota_store import QuotaStore, Verdict
+from services.gateway.keys.rate import Level
 from services.gateway.together import cancel
 from ziya.errors import BadField, BusUnavailable, RateLimited
 from ziya.redis_link import Command, RedisLink

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from services.gateway.admission_metrics import AdmissionMetrics
-from services.gateway.api_keys import Caller
+from services.gateway.admission.metrics import AdmissionMetrics
+from services.gateway.keys.api_keys import Caller
 from ziya.errors import Overloaded
 
 

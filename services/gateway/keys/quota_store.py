@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.gateway.cost import Cost
-from services.gateway.key_entry import Limits
+from services.gateway.admission.cost import Cost
+from services.gateway.keys.key_entry import Limits
 from ziya.redis_link import Command, RedisLink
 
 PREFIX = "ziya:quota:"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from services.gateway.dialogue import Sampling
-from services.gateway.fields import Fields, number
+from services.gateway.openai.fields import Fields, number
 from ziya.errors import BadField
 
 ANY_OBJECT = '{"type": "object"}'

@@ -1,0 +1,1 @@
+"""How much is worked on at once, who waits for a place, and who is refused."""

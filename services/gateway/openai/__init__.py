@@ -1,0 +1,1 @@
+"""OpenAI's chat format, as it comes in and as it goes out."""

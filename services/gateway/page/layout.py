@@ -1,0 +1,176 @@
+"""The page as gradio builds it: heading, conversation, input, a line of times, parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+
+from services.gateway.page import answer, turn
+from services.gateway.page.facts import PageFacts
+from services.gateway.page.history import Images
+from services.gateway.page.turn import Question
+from services.gateway.page.visitors import Visitors
+from services.gateway.page.words import LANGUAGES, language_of, translations
+
+# Answers that one page process carries at once, and visitors that wait for it.
+AT_ONCE, WAITING = 32, 64
+# Seconds between two clearings, and of a file's life.
+CLEAR_SECONDS, FILE_SECONDS = 300, 3600
+LARGEST_SEED = 2**31 - 1
+_QUESTIONS = ("What is this?", "这是什么？", "这属于哪一类？")
+
+
+def theme() -> gr.themes.Base:
+    """The default one with fonts of the visitor's own machine, Chinese ones among them."""
+    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "PingFang SC", "Microsoft YaHei")
+    chinese = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "sans-serif")
+    return gr.themes.Default(
+        primary_hue="indigo", font=[*fonts, *chinese], font_mono=["ui-monospace", "Consolas", "monospace"]
+    )
+
+
+def words() -> gr.I18n:
+    """The labels, in both languages, under every tag by which browsers name Chinese."""
+    labels = {language: translations(language) for language in LANGUAGES}
+    return gr.I18n(**labels, **dict.fromkeys(("zh-CN", "zh-TW", "zh-HK", "zh-SG"), labels["zh"]))
+
+
+def build(facts: PageFacts, client: httpx.AsyncClient, i18n: gr.I18n) -> gr.Blocks:
+    """The page. `client` asks the gateway."""
+    images, visitors = Images(facts.files, facts.max_image_bytes), Visitors()
+
+    async def chat(
+        message: dict[str, Any],
+        history: list[dict[str, Any]],
+        request: gr.Request,  # by its type gradio knows where to put it, after what ChatInterface gives
+        *chosen: Any,
+    ) -> AsyncGenerator[tuple[Any, str], None]:
+        key, model, temperature, top_p, max_tokens, seed = chosen
+        question = Question(
+            text=message.get("text") or "",
+            # Where a question is asked again gradio gives what it has made of the path.
+            files=[file["path"] if isinstance(file, dict) else file for file in message.get("files") or []],
+            history=history,
+            key=(key or "").strip(),
+            language=language_of(request.headers.get("accept-language", "")),
+            model=model or facts.model,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        with visitors.turn(request.session_hash or "") as left:
+            async with aclosing(turn.ask(client, question, images, left)) as views:
+                async for view in views:
+                    yield _shown(view), view.line
+
+    async def leave(request: gr.Request) -> None:
+        visitors.leave(request.session_hash or "")
+
+    async def list_models(key: str) -> Any:
+        names = await answer.models(client, (key or "").strip())
+        return gr.update(choices=names or [facts.model], visible=len(names) > 1)
+
+    with gr.Blocks(
+        title=facts.model, analytics_enabled=False, fill_height=True, delete_cache=(CLEAR_SECONDS, FILE_SECONDS)
+    ) as page:
+        gr.Markdown(i18n("heading"), elem_id="heading", container=False)
+        chosen = _parameters(facts, i18n)
+        times = gr.Markdown(elem_id="times", container=False, render=False)
+        gr.ChatInterface(
+            chat,
+            multimodal=True,
+            editable=True,
+            chatbot=_chatbot(i18n),
+            textbox=_textbox(i18n),
+            additional_inputs=chosen,
+            additional_inputs_accordion=gr.Accordion(i18n("parameters"), open=facts.keys_needed, render=False),
+            additional_outputs=[times],
+            examples=[[example] for example in examples(facts)] or None,
+            concurrency_limit=AT_ONCE,
+            api_visibility="private",
+            show_progress="hidden",
+            analytics_enabled=False,
+            cache_examples=False,
+        )
+        times.render()
+        key, model = chosen[:2]
+        page.unload(leave)
+        gr.on([page.load, key.change], list_models, key, model, api_visibility="private", show_progress="hidden")
+    page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
+    return page
+
+
+def examples(facts: PageFacts) -> list[dict[str, Any]]:
+    """Some of the checkpoint's pictures, asked about in either language."""
+    if not facts.examples:
+        return []
+    folder = Path(facts.examples)
+    entries = json.loads((folder / "examples.json").read_text("utf-8"))
+    files = [str(folder / entry["file"]) for entry in entries if entry.get("seen")]
+    return [{"text": question, "files": [file]} for question, file in zip(_QUESTIONS, files, strict=False)]
+
+
+def _shown(view: turn.View) -> Any:
+    """A view as messages of gradio's: a failure is one with a title, by which history.py knows it again."""
+    said = [gr.ChatMessage(role="assistant", content=view.text)] if view.text else []
+    if view.failure:
+        said.append(gr.ChatMessage(role="assistant", content=view.failure, metadata={"title": "⚠️"}))
+    return said
+
+
+def _chatbot(i18n: gr.I18n) -> gr.Chatbot:
+    return gr.Chatbot(
+        label=i18n("chat"),
+        show_label=False,
+        placeholder=i18n("welcome"),
+        elem_id="chat",
+        buttons=["copy", "copy_all"],  # sharing would send the conversation to another server
+        scale=1,
+        render=False,
+    )
+
+
+def _textbox(i18n: gr.I18n) -> gr.MultimodalTextbox:
+    return gr.MultimodalTextbox(
+        placeholder=i18n("ask"),
+        show_label=False,
+        file_types=["image"],
+        file_count="multiple",
+        sources=["upload"],
+        elem_id="ask",
+        stop_btn=True,
+        autofocus=True,
+        max_lines=8,
+        render=False,
+    )
+
+
+def _parameters(facts: PageFacts, i18n: gr.I18n) -> list[Any]:
+    """Key, model, temperature, top-p, tokens, seed; nothing that the API has not."""
+    return [
+        gr.Textbox(
+            label=i18n("key"), info=i18n("key_info"), type="password", visible=facts.keys_needed, render=False
+        ),
+        gr.Dropdown([facts.model], value=facts.model, label=i18n("model"), visible=False, render=False),
+        gr.Slider(
+            0, 2, facts.temperature, step=0.05, label=i18n("temperature"), info=i18n("temperature_info"), render=False
+        ),
+        gr.Slider(0.05, 1, facts.top_p, step=0.05, label=i18n("top_p"), info=i18n("top_p_info"), render=False),
+        gr.Slider(1, facts.context, facts.max_tokens, step=1, label=i18n("max_tokens"), render=False),
+        gr.Number(
+            label=i18n("seed"),
+            info=i18n("seed_info"),
+            value=None,
+            precision=0,
+            minimum=0,
+            maximum=LARGEST_SEED,
+            render=False,
+        ),
+    ]
