@@ -18,7 +18,7 @@ BUILDER ?= $(firstword $(foreach one,docker podman buildah,$(shell $(one) info >
 REGISTRY ?=
 TAG ?= $(shell sed -nE 's/^appVersion: *//p' charts/ziya-visual/Chart.yaml)
 
-.PHONY: help demo up test test-slow test-gpu test-triton test-vllm fuzz chaos soak lint format bench tiny chart images imagetest protos setup constraints clean
+.PHONY: help demo up test test-slow test-gpu test-triton test-vllm fuzz chaos soak lint format bench results tiny chart images imagetest protos setup constraints clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -29,10 +29,10 @@ demo: $(BUILT) ## set everything up, start the stack, ask about pictures in Chin
 up: $(BUILT) ## start the whole stack on this machine; Ctrl-C stops it
 	@$(BIN)/ziya up
 
-test: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp $(BUILT) ## run all tests (real Redis, real Triton, real processes)
+test: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp .venv/chromium.stamp $(BUILT) ## run all tests (real Redis, real Triton, real processes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
-test-slow: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp $(BUILT) ## run the tests that `make test` leaves out for their time
+test-slow: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp .venv/chromium.stamp $(BUILT) ## run the tests that `make test` leaves out for their time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(ARGS)
 
 test-gpu: .venv/dev.stamp $(BUILT) ## run the LLaMA engine's tests that need a CUDA GPU; without one they say so
@@ -69,6 +69,9 @@ format: .venv/dev.stamp ## let ruff rewrite the code
 bench: .venv/dev.stamp $(BUILT) ## measure the running system and training against their peers (two hours)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
+results: .venv/dev.stamp $(BUILT) ## what ziya-tiny gets in every task and both languages, as docs/results.md has it (needs npm, apt)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.results $(ARGS)
+
 tiny: .venv/dev.stamp $(BUILT) ## train checkpoints/ziya-tiny again from data (hours; needs npm)
 	@$(BIN)/ziya train run deploy/samples/tiny.yaml
 	@$(BIN)/python -m training.tiny.ship
@@ -90,7 +93,7 @@ imagetest: .venv/dev.stamp $(BUILT) ## install and start what each image holds, 
 
 protos: .venv/protos.stamp ## generate the gRPC code beside protos/*.proto
 
-setup: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp $(BUILT) ## make .venv with everything a developer needs
+setup: .venv/dev.stamp .venv/helm.stamp .venv/redis.stamp .venv/chromium.stamp $(BUILT) ## make .venv with everything a developer needs
 
 constraints: .venv/dev.stamp ## write constraints.txt from what .venv holds
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^#'; } > .venv/constraints.txt
@@ -135,6 +138,11 @@ clean: ## remove .venv, generated code and caches
 
 .venv/redis.stamp: .venv/dev.stamp tests/debian_redis.py
 	@$(BIN)/python -m tests.debian_redis $(BIN)
+	@touch $@
+
+# for the tests of the chat page
+.venv/chromium.stamp: .venv/dev.stamp
+	@$(BIN)/python -m tests.chromium
 	@touch $@
 
 # without a compiler the engine runs on torch, more slowly
