@@ -128,7 +128,7 @@ SINGLE = (
     Fault("vision-frozen", freeze("vision")),
     Fault("qformer-frozen", freeze("qformer")),
     Fault("triton-frozen", freeze("triton")),
-    Fault("engine-frozen", freeze("engine")),
+    Fault("engine-frozen", freeze("engine"), ends_answers=True),  # Triton takes it for dead
     Fault("bus-spoilt", bus_spoilt),
     Fault("clients-leave", nothing, leaving=True),
     Fault("vision-drained", drain("vision")),
