@@ -18,6 +18,7 @@ COMMANDS = {
     "top": "Show a running stack live: rates, queues, latencies, caches.",
     "key": "Make API keys for a gateway, and look at its keys file.",
     "train": "Train a model by the stages of a TrainingJob file.",
+    "eval": "Measure how good a model's answers are, in both languages.",
     "data": "Pack pictures and texts into a dataset for training.",
     "convert": "Turn Hugging Face or Ziya weights into a checkpoint, and back.",
     "plan": "Say how many replicas of each stage a load needs, and what gives way first.",

@@ -22,7 +22,11 @@ PACKAGES = ("chromium", "fonts-noto-cjk")
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 needs_chromium = pytest.mark.skipif(not PROGRAM, reason="no Chromium here: `make setup` seeks one")
 # Names of hosts lead nowhere, so that what asks for one fails and is seen.
-ARGUMENTS = ("--no-sandbox", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
 WAIT = 30_000  # milliseconds, for what must come at last
 PASTE = """([element, kind, name, type, bytes]) => {
   const data = new DataTransfer();
@@ -36,11 +40,15 @@ PASTE = """([element, kind, name, type, bytes]) => {
 
 @dataclass
 class Visit:
-    """A tab with the page in it. `asked`: every URL that it asked for. `said`: what it wrote to its console."""
+    """A tab with the page in it. `asked`: every URL that it asked for. `said`: what it wrote to its console.
+
+    `failed`: why, for each URL that gave nothing; "csp" where the browser did not even ask.
+    """
 
     page: Page
     asked: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
     async def write(self, text: str) -> None:
         await self.page.fill("#ask textarea", text)
@@ -94,6 +102,7 @@ async def visit(browser: Browser, url: str, *, language: str = "en-US", **option
     page = await context.new_page()
     made = Visit(page)
     page.on("request", lambda request: made.asked.append(request.url))
+    page.on("requestfailed", lambda request: made.failed.update({request.url: request.failure or ""}))
     page.on("console", lambda message: made.said.append(message.text))
     page.on("pageerror", lambda error: made.said.append(str(error)))
     await page.goto(url, timeout=WAIT)

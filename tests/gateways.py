@@ -112,6 +112,7 @@ async def scene(redis_url: str, folder: Path, **settings: Any) -> AsyncIterator[
             "gateway_qformer": f"127.0.0.1:{behind.qformer_port}",
             "gateway_triton": f"127.0.0.1:{behind.triton_server.port}",
             "gateway_probe_seconds": 0.05,
+            "gateway_page": False,
         }
         async with running(Settings(**(ours | settings))) as gateway:
             url = f"http://127.0.0.1:{gateway.http_port}"

@@ -21,7 +21,7 @@ async def shared(shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFac
     """A gateway with examples, whose backends never come back late."""
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "examples").symlink_to(EXAMPLES)
-    async with scene(shared_redis.url, folder, gateway_retry_seconds=0.2) as made:
+    async with scene(shared_redis.url, folder, gateway_retry_seconds=0.2, gateway_page=True) as made:
         yield made
 
 

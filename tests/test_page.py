@@ -97,6 +97,10 @@ async def test_stop_before_the_first_text_ends_the_work(here: Scene, browser: Br
         triton.pause = None
         await tab.ask("answered")
         await tab.sees(WORDS)
+        await tab.is_free()
+        await tab.ask("and then")
+        await expect(tab.page.get_by_text(WORDS)).to_have_count(2, timeout=WAIT)
+    assert "answered" in "".join(triton.asked[-1].texts)
     assert "never answered" not in "".join(triton.asked[-1].texts)
 
 
@@ -144,7 +148,8 @@ async def test_an_example_is_asked_by_a_click(here: Scene, browser: Browser) -> 
     asked = here.behind.triton.asked[-1]
     files = {expected_sight(path.read_bytes()) for path in EXAMPLES.glob("*.webp")}
     assert "这是什么？" in "".join(asked.texts)
-    assert set(asked.sights) <= files and asked.sights
+    assert set(asked.sights) <= files
+    assert asked.sights
 
 
 async def test_parameters_reach_the_model(here: Scene, browser: Browser) -> None:
@@ -156,26 +161,36 @@ async def test_parameters_reach_the_model(here: Scene, browser: Browser) -> None
             await field.blur()
         await tab.ask("how many?")
         await tab.sees("Cut at the longest answer", "#times")
-    sampling = here.behind.triton.asked[-1].sampling
+        await tab.is_free()
+        await tab.page.locator("input[type=number][aria-label*='Seed']").fill("-1")
+        await tab.ask("and by chance?")
+        await expect(tab.page.locator("#chat .bot.message")).to_have_count(2, timeout=WAIT)
+        await tab.is_free()
+    assert here.behind.triton.asked[-1].sampling.get("seed") != 77
+    sampling = here.behind.triton.asked[-2].sampling
     wanted = {"temperature": 1.5, "top_p": 0.5, "max_tokens": 3, "seed": 77}
     assert {name: sampling[name] for name in wanted} == wanted
 
 
 async def test_nothing_is_asked_of_another_server_nor_kept_in_the_browser(here: Scene, browser: Browser) -> None:
+    triton, evil = here.behind.triton, "https://evil.example"
+    words, triton.words = (
+        triton.words,
+        [f"look ![x]({evil}/a.png) <img src={evil}/b.png> <script src={evil}/c.js></script>"],
+    )
     async with visit(browser, here.url) as tab:
         await tab.upload(picture("red", 64))
-        here.behind.triton.words, words = [" ![x](https://evil.example/x.png) <img src=//evil.example/y>"], here.behind.triton.words
         await tab.ask("draw me a link")
-        await tab.sees("written", "#times")
-        here.behind.triton.words = words
-        refused = await tab.page.evaluate("fetch('https://evil.example/').then(() => 'sent', () => 'refused')")
-        assert refused == "refused"
-        kept = await tab.page.evaluate("JSON.stringify([{...localStorage}, document.cookie])")
+        await tab.sees("1 written", "#times")
+        triton.words = words
+        assert await tab.page.evaluate(f"fetch('{evil}/d').then(() => 'sent', () => 'refused')") == "refused"
+        kept = await tab.page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
         assert "draw me" not in kept
-    outside = [url for url in tab.asked if not url.startswith((here.url, "data:", "blob:"))]
-    # What an answer and a script ask for is seen by the tab, and held back by its policy.
-    assert {url for url in outside if "evil.example" not in url} == set()
-    assert any("Content Security Policy" in text for text in tab.said)
+    assert len(tab.asked) > 20
+    outside = {url for url in tab.asked if not url.startswith((here.url, "data:", "blob:"))}
+    # What an answer asks for, and nothing of the page's own; and the browser is not allowed to ask for that.
+    assert {f"{evil}/a.png"} <= outside <= {f"{evil}/{name}" for name in ("a.png", "b.png", "c.js", "d")}
+    assert {tab.failed[url] for url in outside} == {"csp"}
 
 
 async def _so(value: bool) -> bool:

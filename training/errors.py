@@ -4,7 +4,9 @@
     ├── BadConfig               42   the job or recipe is wrong: no retry
     ├── BadData                 42   the data is wrong, or too much of it is: no retry
     ├── GateFailed              42   the stage's model is not good enough for what comes after: no retry
+    ├── BudgetSpent             42   the next question to a language model could cost more than is left
     ├── FeatureMismatch         42   cached features were made by other weights or another preprocessing
+    ├── EndpointGone             1   a language model's server has not answered for long
     ├── NonFinite                1   a loss or gradient is NaN or infinite
     ├── Fenced                   1   a newer attempt of the same stage has started: this one may not publish
     └── Stopped                 75   SIGTERM: a checkpoint was published, run it again to go on
@@ -48,6 +50,16 @@ class GateFailed(TrainingError):
     """A metric of the stage's evaluation is below what its gate asks for."""
 
     exit_code = EXIT_BAD_CONFIG
+
+
+class BudgetSpent(TrainingError):
+    """What is left of the budget may not pay for the next question; what was asked before is kept."""
+
+    exit_code = EXIT_BAD_CONFIG
+
+
+class EndpointGone(TrainingError):
+    """A language model's server has answered nobody for as long as was to be waited."""
 
 
 class NonFinite(TrainingError):

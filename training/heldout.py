@@ -21,6 +21,7 @@ from training.errors import BadSample
 from training.model import VisualLanguageModel
 from training.recipe import Check, Images
 from training.retrieval import Beat
+from training.spaced import spaced as spaced
 
 BATCH = 128
 
@@ -85,9 +86,3 @@ class HeldOut:
             return [Item(record, torch.zeros(0, 1, self.model.config.vision_width)) for record in records]
         features = self.model.features(torch.cat(pixels).to(self.world.device)).cpu()
         return [Item(*one) for one in zip(records, torch.split(features, counts), strict=True)]
-
-
-def spaced(count: int, limit: int | None) -> list[int]:
-    """At most `limit` of `count` numbers, evenly spaced and always the same."""
-    chosen = count if limit is None else min(limit, count)
-    return [number * count // chosen for number in range(chosen)]

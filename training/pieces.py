@@ -5,6 +5,10 @@ stage's folder, finds there what it left when it was killed, and may return the 
 that is there). Else it has `build_shard(folder, shard, shards, **options)`, which writes into an empty draft folder;
 what it made is then moved into the stage's folder. Last of all `shards/<number>.json` says which files these are:
 without it the piece is not there. When all are there, the stage is done.
+
+A module with `build_shard` may have two things more. Where the function takes an argument `kept`, it is given a folder
+that outlives a killed piece. A function `join(folder, shards, **options)` is called in the stage's folder when all
+pieces are there: it may write files of other names, the same ones however often it is called, each whole or not at all.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from training.errors import BadConfig, BadData
 from training.job import Stage
 from training.stage_folder import StageFolder, write_json
 
-BUILD, BUILD_SHARD = "build", "build_shard"
+BUILD, BUILD_SHARD, JOIN, KEPT = "build", "build_shard", "join", "kept"
 _NAMES, DONE = "shards", "done.json"
 
 
@@ -47,10 +51,11 @@ class Pieces:
         """
         if not 0 <= number < self.stage.shards:
             raise BadConfig(f"{self.stage.name} has pieces 0 to {self.stage.shards - 1}, no piece {number}")
+        builder = _builder(self.stage, self.folder.path)
         with self._alone(number):
-            manifest = self._manifest(number) or self._built(number)
+            manifest = self._manifest(number) or self._built(number, builder)
         if not self.folder.is_done:
-            self._finish()
+            self._finish(builder)
         return str(manifest["digest"])
 
     def missing(self) -> list[int]:
@@ -70,8 +75,8 @@ class Pieces:
             return None
         return said if whole else None
 
-    def _built(self, number: int) -> dict[str, Any]:
-        builder, began = _builder(self.stage), time.monotonic()
+    def _built(self, number: int, builder: _Builder) -> dict[str, Any]:
+        began = time.monotonic()
         if builder.whole is not None:
             made = builder.whole(self.folder.path) or _others(self.folder.path)
             files = [_described(path, self.folder.path) for name in made for path in _files(self.folder.path / name)]
@@ -109,10 +114,12 @@ class Pieces:
             if theirs and (both := sorted(mine & {file["path"] for file in theirs["files"]})):
                 raise BadData(f"{self.stage.name}: pieces {other} and {number} both make {both[0]}: names must differ")
 
-    def _finish(self) -> None:
+    def _finish(self, builder: _Builder) -> None:
         manifests = [self._manifest(number) for number in range(self.stage.shards)]
         there = [manifest for manifest in manifests if manifest is not None]
         if len(there) == self.stage.shards:
+            if builder.join is not None:
+                builder.join()
             digests = "".join(f"{manifest['digest']}\n" for manifest in there)
             seconds = round(sum(manifest["seconds"] for manifest in there), 1)
             digest = f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
@@ -142,17 +149,17 @@ class _Builder(NamedTuple):
 
     whole: Callable[[Path], Sequence[str] | None] | None = None
     piece: Callable[[Path, int], object] | None = None
+    join: Callable[[], object] | None = None
 
 
-def _builder(stage: Stage) -> _Builder:
+def _builder(stage: Stage, place: Path) -> _Builder:
     try:
         module = importlib.import_module(stage.builder or "")
     except (ImportError, ValueError) as error:
         raise BadConfig(f"{stage.name}: builder {stage.builder!r} cannot be imported: {error}") from error
     build, build_shard = getattr(module, BUILD, None), getattr(module, BUILD_SHARD, None)
     if build_shard is not None:
-        _check_options(stage, build_shard, 0, stage.shards)
-        return _Builder(piece=lambda folder, number: build_shard(folder, number, stage.shards, **stage.options))
+        return _piecewise(stage, place, build_shard, getattr(module, JOIN, None))
     if build is None:
         raise BadConfig(f"{stage.name}: builder {stage.builder!r} has no function {BUILD!r} or {BUILD_SHARD!r}")
     if stage.shards != 1:
@@ -164,9 +171,20 @@ def _builder(stage: Stage) -> _Builder:
     return _Builder(whole=lambda folder: build(folder, **stage.options))
 
 
-def _check_options(stage: Stage, function: Callable[..., object], *given: int) -> None:
+def _piecewise(
+    stage: Stage, place: Path, build_shard: Callable[..., object], join: Callable[..., object] | None
+) -> _Builder:
+    more = {KEPT: place / KEPT} if KEPT in inspect.signature(build_shard).parameters else {}
+    _check_options(stage, build_shard, 0, stage.shards, **more)
+    return _Builder(
+        piece=lambda folder, number: build_shard(folder, number, stage.shards, **stage.options, **more),
+        join=(lambda: join(place, stage.shards, **stage.options)) if join is not None else None,
+    )
+
+
+def _check_options(stage: Stage, function: Callable[..., object], *given: int, **more: Path) -> None:
     try:
-        inspect.signature(function).bind(Path(), *given, **stage.options)
+        inspect.signature(function).bind(Path(), *given, **stage.options, **more)
     except TypeError as error:
         raise BadConfig(f"{stage.name}.options do not fit {stage.builder}.{function.__name__}: {error}") from error
 

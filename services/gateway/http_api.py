@@ -142,7 +142,8 @@ class RequestIds:
                 entry.status = message["status"]
             await send(message)
 
-        with _span(scope, own) as span, access.told(entry, quiet=scope["path"] in _QUIET):
+        quiet = scope["path"] in _QUIET or proxy.is_quiet(scope["path"])
+        with _span(scope, own) as span, access.told(entry, quiet=quiet):
             await self._app(scope, receive, naming)
             access.describe(span, entry)
 

@@ -57,7 +57,7 @@ def open_inputs(path: Path, language: str, images: Path | None = None) -> Inputs
             is_list = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     except OSError as error:
         raise BadData(f"{path} cannot be read: {error.strerror}") from error
-    read = partial(_entry, language=language, images=images or path.parent)
+    read = partial(entry, language=language, images=images or path.parent)
     return _list(path, read) if is_list else _lines(path, read)
 
 
@@ -78,7 +78,7 @@ def _lines(path: Path, read: Callable[[str, Any], Sample]) -> Inputs:
         with path.open("rb") as file:
             file.seek(offset)
             text = file.read(size).removeprefix(b"\xef\xbb\xbf")
-        return read(key, _parsed(key, text))
+        return read(key, parsed(key, text))
 
     return Inputs(len(places), line)
 
@@ -107,15 +107,15 @@ def _pictures(folder: Path, language: str) -> Inputs:
         key = str(path.relative_to(folder))
         if number >= len(pictures):
             raise BadSample(key, "missing image: there is no picture of the same name")
-        return _checked(key, _fields_beside(key, path, language), [path])
+        return checked(key, fields_beside(key, path, language), [path])
 
     return Inputs(len(named), picture)
 
 
-def _fields_beside(key: str, picture: Path, language: str) -> Mapping[str, Any]:
+def fields_beside(key: str, picture: Path, language: str) -> Mapping[str, Any]:
     fields, text = picture.with_suffix(".json"), picture.with_suffix(".txt")
     if fields.is_file():
-        return _object(key, _parsed(key, fields.read_bytes()))
+        return _object(key, parsed(key, fields.read_bytes()))
     if not text.is_file():
         raise BadSample(key, f"missing text: neither {fields.name} nor {text.name} lies beside it")
     try:
@@ -124,7 +124,7 @@ def _fields_beside(key: str, picture: Path, language: str) -> Mapping[str, Any]:
         raise BadSample(key, f"wrong text: {text.name} is not UTF-8") from error
 
 
-def _parsed(key: str, text: bytes) -> Any:
+def parsed(key: str, text: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -137,7 +137,7 @@ def _object(key: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _entry(key: str, value: Any, *, language: str, images: Path) -> Sample:
+def entry(key: str, value: Any, *, language: str, images: Path) -> Sample:
     """A sample from an object of a JSONL file or a JSON list."""
     fields = dict(_object(key, value))
     given = [*_listed(fields.pop("image", None)), *_listed(fields.pop("images", None))]
@@ -145,8 +145,8 @@ def _entry(key: str, value: Any, *, language: str, images: Path) -> Sample:
         raise BadSample(key, "missing image: image must be a path, and images a list of paths")
     said = fields.pop("conversations", None)
     if said is not None:
-        fields["dialogue"] = {"turns": _turns(key, said, len(given), language)}
-    return _checked(key, fields, [images / path for path in given])
+        fields["dialogue"] = {"turns": dialogue_turns(key, said, len(given), language)}
+    return checked(key, fields, [images / path for path in given])
 
 
 def _listed(value: Any) -> list[Any]:
@@ -155,7 +155,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _turns(key: str, said: Any, images: int, language: str) -> list[dict[str, Any]]:
+def dialogue_turns(key: str, said: Any, images: int, language: str) -> list[dict[str, Any]]:
     """Our turns of LLaVA's conversation. Marks count the images; without any, the first turn shows them all."""
     if not isinstance(said, list) or not said or len(said) % 2:
         raise BadSample(key, "wrong dialogue: turns must be pairs of human and gpt")
@@ -182,8 +182,14 @@ def _spoken(key: str, turn: Any, number: int) -> tuple[str, str]:
     return role, turn["value"]
 
 
-def _checked(key: str, fields: Mapping[str, Any], paths: Sequence[Path]) -> Sample:
+def checked(key: str, fields: Mapping[str, Any], paths: Sequence[Path]) -> Sample:
     """The sample, when it has a text, no empty one, and pictures whose headers can be read."""
+    check_fields(key, fields)
+    return fields, [_picture(key, path) for path in paths]
+
+
+def check_fields(key: str, fields: Mapping[str, Any]) -> None:
+    """Raises BadSample unless a record has a text, and no empty one, and can be written."""
     for name in TEXT_FIELDS:
         if name in fields and _is_empty(fields[name]):
             raise BadSample(key, f"empty text: {name}")
@@ -197,7 +203,15 @@ def _checked(key: str, fields: Mapping[str, Any], paths: Sequence[Path]) -> Samp
         record_bytes(fields)
     except (ValueError, RecursionError) as error:
         raise BadSample(key, f"wrong text: {error}") from error
-    return fields, [_picture(key, path) for path in paths]
+
+
+def check_picture(key: str, data: bytes, name: str) -> bytes:
+    """The picture itself. Raises BadSample, calling it `name`, when its header cannot be read."""
+    try:
+        inspect(data, ImageLimits())
+    except InvalidImage as error:
+        raise BadSample(key, f"wrong image: {name}: {error}") from error
+    return data
 
 
 def _is_empty(value: Any) -> bool:
@@ -219,8 +233,4 @@ def _picture(key: str, path: Path) -> bytes:
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise BadSample(key, f"missing image: {path}: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        inspect(data, ImageLimits())
-    except InvalidImage as error:
-        raise BadSample(key, f"wrong image: {path}: {error}") from error
-    return data
+    return check_picture(key, data, str(path))

@@ -55,6 +55,18 @@ def write_dataset(
     return Dataset.open(str(folder))
 
 
+def write_shards(
+    folder: Path, samples: Iterable[Sample], *, stem: str, shard_samples: int
+) -> tuple[tuple[Shard, ...], Mapping[str, tuple[str, ...]]]:
+    """Shards named `stem` and a number in `folder`, without an index; and the class names that were met, by label.
+
+    For a part of a dataset, whose index somebody writes when all parts are there. Raises BadData.
+    """
+    labels: Labels = defaultdict(set)
+    shards = tuple(_write_shards(folder, iter(samples), shard_samples, labels, stem))
+    return shards, {label: tuple(sorted(classes)) for label, classes in sorted(labels.items())}
+
+
 def refuse_foreign(folder: Path) -> None:
     """Raises BadData when writing to `folder` would remove something that is not a dataset."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -77,12 +89,14 @@ def image_suffix(image: bytes) -> str | None:
     return next((suffix for signature, suffix in _SIGNATURES.items() if image.startswith(signature)), None)
 
 
-def _write_shards(draft: Path, samples: Iterator[Sample], shard_samples: int, labels: Labels) -> Iterator[Shard]:
+def _write_shards(
+    draft: Path, samples: Iterator[Sample], shard_samples: int, labels: Labels, stem: str = "shard"
+) -> Iterator[Shard]:
     for number in count():
         first = next(samples, None)
         if first is None:
             return
-        yield _write_shard(draft / f"shard-{number:05d}", chain([first], islice(samples, shard_samples - 1)), labels)
+        yield _write_shard(draft / f"{stem}-{number:05d}", chain([first], islice(samples, shard_samples - 1)), labels)
 
 
 def _write_shard(stem: Path, samples: Iterable[Sample], labels: Labels) -> Shard:

@@ -48,7 +48,7 @@ def application(facts: PageFacts) -> Guard:
         theme=layout.theme(),
         css=CSS,
     )
-    return Guard(app, facts.files)
+    return Guard(app, facts.files, facts.max_kept_bytes)
 
 
 def main() -> None:

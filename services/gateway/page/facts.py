@@ -14,7 +14,8 @@ from ziya.checkpoint import CheckpointConfig
 class PageFacts:
     """`folder` is the page's own, with its socket and its visitors' images; `api` is the gateway's address.
 
-    Sizes are in bytes; `timeout` is in seconds.
+    Sizes are in bytes; `timeout` is in seconds. A visitor's image is kept for `keep_seconds` after it was sent; while
+    all of them hold more than `max_kept_bytes`, none is taken.
     """
 
     model: str
@@ -26,6 +27,8 @@ class PageFacts:
     temperature: float
     top_p: float
     examples: str = ""
+    keep_seconds: int = 3600
+    max_kept_bytes: int = 512 << 20
     folder: str = ""
     api: str = ""
 

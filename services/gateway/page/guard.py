@@ -17,19 +17,17 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 UPLOAD = "/gradio_api/upload"
-# Bytes of all visitors' images at once, uploads at once, and the seconds that one may take.
-MAX_FILES_BYTES = 512 << 20
+# At once; each may bring a body more than may be kept.
 MAX_UPLOADS = 4
-UPLOAD_SECONDS = 60.0
 _SCRIPT = re.compile(rb"<script\b([^>]*)>(.*?)</script>", re.DOTALL)
 _OUTSIDE = re.compile(rb"<(?:meta|link|script)\b[^>]*\b(?:content|href|src)=\"https?://[^>]*>(?:\s*</script>)?")
 
 
 class Guard:
-    """Wraps gradio's application. `files` is the folder of uploads."""
+    """Wraps gradio's application. `files` is the folder of uploads; with more than `most` bytes in it none is taken."""
 
-    def __init__(self, app: ASGIApp, files: Path) -> None:
-        self._app, self._files = app, files
+    def __init__(self, app: ASGIApp, files: Path, most: int) -> None:
+        self._app, self._files, self._most = app, files, most
         self._uploads = asyncio.Semaphore(MAX_UPLOADS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,11 +40,10 @@ class Guard:
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._uploads:
-            if await asyncio.to_thread(size_of, self._files) > MAX_FILES_BYTES:
+            if await asyncio.to_thread(size_of, self._files) > self._most:
                 await PlainTextResponse("too many pictures are kept here; try later", 507)(scope, receive, send)
                 return
-            async with asyncio.timeout(UPLOAD_SECONDS):
-                await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
 
     async def _home(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Holds the page back until it is whole: its policy names the scripts that stand in it."""

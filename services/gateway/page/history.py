@@ -7,7 +7,7 @@ the page's own folder are read. A question that got no answer, or only an error,
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,17 @@ class Images:
 def messages_of(history: Sequence[Mapping[str, Any]], images: Images) -> list[Message]:
     """The answered turns of `history`. Raises LostImage or NotImage."""
     turns: list[Message] = []
-    asked: list[Message] = []
+    asked: Any = None
     for message in history:
         if message["role"] == "user":
-            asked += list(_parts(message["content"], images))
+            asked = message["content"]
             continue
         failed = bool((message.get("metadata") or {}).get("title"))
-        text = "".join(part["text"] for part in _parts(message["content"], images) if part["type"] == "text")
+        text = "".join(_texts(message["content"]))
         if asked and text and not failed:
-            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": text}]
-        asked = []
+            question = {"role": "user", "content": list(_parts(asked, images))}
+            turns += [question, {"role": "assistant", "content": text}]
+        asked = None
     return turns
 
 
@@ -74,11 +75,17 @@ def question_of(text: str, files: Iterable[str], images: Images) -> Message:
     return {"role": "user", "content": [*parts, *([{"type": "text", "text": text}] if text else [])]}
 
 
-def _parts(content: Any, images: Images) -> Iterable[Message]:
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, str):
-            yield {"type": "text", "text": part}
-        elif part.get("type") == "text":
+def _parts(content: Any, images: Images) -> Iterator[Message]:
+    for part in _listed(content):
+        if part.get("type") == "text":
             yield {"type": "text", "text": part["text"]}
         elif part.get("type") == "file":
             yield images.part(part["file"]["path"])
+
+
+def _texts(content: Any) -> Iterator[str]:
+    return (part["text"] for part in _listed(content) if part.get("type") == "text")
+
+
+def _listed(content: Any) -> list[Message]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]

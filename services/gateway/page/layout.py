@@ -16,13 +16,11 @@ from services.gateway.page.facts import PageFacts
 from services.gateway.page.history import Images
 from services.gateway.page.turn import Question
 from services.gateway.page.visitors import Visitors
-from services.gateway.page.words import LANGUAGES, language_of, translations
+from services.gateway.page.words import LANGUAGES, language_of, say, translations
 
 # Answers that one page process carries at once, and visitors that wait for it.
 AT_ONCE, WAITING = 32, 64
-# Seconds between two clearings, and of a file's life.
-CLEAR_SECONDS, FILE_SECONDS = 300, 3600
-LARGEST_SEED = 2**31 - 1
+NO_SEED, LARGEST_SEED = -1, 2**31 - 1
 _QUESTIONS = ("What is this?", "这是什么？", "这属于哪一类？")
 
 
@@ -63,22 +61,26 @@ def build(facts: PageFacts, client: httpx.AsyncClient, i18n: gr.I18n) -> gr.Bloc
             temperature=temperature,
             top_p=top_p,
             max_tokens=max_tokens,
-            seed=seed,
+            seed=None if seed is None or seed < 0 else seed,
         )
         with visitors.turn(request.session_hash or "") as left:
             async with aclosing(turn.ask(client, question, images, left)) as views:
                 async for view in views:
-                    yield _shown(view), view.line
+                    yield _shown(view, question.language), view.line
 
     async def leave(request: gr.Request) -> None:
         visitors.leave(request.session_hash or "")
 
     async def list_models(key: str) -> Any:
-        names = await answer.models(client, (key or "").strip())
+        key = (key or "").strip()
+        names = [] if facts.keys_needed and not key else await answer.models(client, key)
         return gr.update(choices=names or [facts.model], visible=len(names) > 1)
 
     with gr.Blocks(
-        title=facts.model, analytics_enabled=False, fill_height=True, delete_cache=(CLEAR_SECONDS, FILE_SECONDS)
+        title=facts.model,
+        analytics_enabled=False,
+        fill_height=True,
+        delete_cache=(max(1, facts.keep_seconds // 12), facts.keep_seconds),
     ) as page:
         gr.Markdown(i18n("heading"), elem_id="heading", container=False)
         chosen = _parameters(facts, i18n)
@@ -117,11 +119,12 @@ def examples(facts: PageFacts) -> list[dict[str, Any]]:
     return [{"text": question, "files": [file]} for question, file in zip(_QUESTIONS, files, strict=False)]
 
 
-def _shown(view: turn.View) -> Any:
+def _shown(view: turn.View, language: str) -> Any:
     """A view as messages of gradio's: a failure is one with a title, by which history.py knows it again."""
     said = [gr.ChatMessage(role="assistant", content=view.text)] if view.text else []
     if view.failure:
-        said.append(gr.ChatMessage(role="assistant", content=view.failure, metadata={"title": "⚠️"}))
+        title = say(language, "no_answer" if not view.text else "half_answer")
+        said.append(gr.ChatMessage(role="assistant", content=view.failure, metadata={"title": title}))
     return said
 
 
@@ -155,9 +158,7 @@ def _textbox(i18n: gr.I18n) -> gr.MultimodalTextbox:
 def _parameters(facts: PageFacts, i18n: gr.I18n) -> list[Any]:
     """Key, model, temperature, top-p, tokens, seed; nothing that the API has not."""
     return [
-        gr.Textbox(
-            label=i18n("key"), info=i18n("key_info"), type="password", visible=facts.keys_needed, render=False
-        ),
+        gr.Textbox(label=i18n("key"), info=i18n("key_info"), type="password", visible=facts.keys_needed, render=False),
         gr.Dropdown([facts.model], value=facts.model, label=i18n("model"), visible=False, render=False),
         gr.Slider(
             0, 2, facts.temperature, step=0.05, label=i18n("temperature"), info=i18n("temperature_info"), render=False
@@ -167,9 +168,9 @@ def _parameters(facts: PageFacts, i18n: gr.I18n) -> list[Any]:
         gr.Number(
             label=i18n("seed"),
             info=i18n("seed_info"),
-            value=None,
+            value=NO_SEED,
             precision=0,
-            minimum=0,
+            minimum=NO_SEED,
             maximum=LARGEST_SEED,
             render=False,
         ),

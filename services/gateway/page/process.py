@@ -1,8 +1,8 @@
-"""The page's process as the gateway keeps it: started by the first visitor, again after a crash, ended with the gateway.
+"""The page's process as the gateway keeps it: begun by the first visitor, again after a crash, ended with the gateway.
 
-It is another process because gradio is large (docs/chat-page.md has the figures), computes on its event loop, and serves
-files: none of that is to share the memory, the loop or the secrets of the API. Its environment is made anew, without
-keys and passwords.
+It is another process because gradio is large (docs/chat-page.md has the figures), computes on its event loop, and
+serves files: none of that is to share the memory, the loop or the secrets of the API. Its environment is made anew,
+without keys and passwords.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Child:
 
 
 class PageProcess:
-    """At most one process. The facts are still without a folder, which each start makes, and without the API's address."""
+    """At most one process. The facts come without a folder, which each start makes, and without the API's address."""
 
     def __init__(self, facts: PageFacts) -> None:
         self._facts = facts

@@ -1,7 +1,7 @@
 """The gateway's side of the page: what of gradio strangers may reach, and with which headers its answers leave.
 
-gradio has many paths that the page does not need (a proxy to other servers, API calls, monitoring, an editor). Only those
-here are passed on, with bounds on what they bring.
+gradio has many paths that the page does not need (a proxy to other servers, API calls, monitoring, an editor). Only
+those here are passed on, with bounds on what they bring.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from html import escape
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.openai.error import error_headers, error_object, plain_error
 from services.gateway.page.process import PageProcess
 from services.gateway.together import cancel
-from ziya.errors import BodyTooLarge, Cancelled, Unavailable, ZiyaError, status_of
+from ziya.errors import BodyTooLarge, Cancelled, DeadlineExceeded, InvalidRequest, Unavailable, ZiyaError, status_of
 
 _API = "/gradio_api"
 UPLOAD = f"{_API}/upload"
@@ -29,16 +30,35 @@ _GET = re.compile(
     re.ASCII,
 )
 # Of the gateway's routes; a path must match the patterns, too.
-ROUTES = ("/", "/config", "/theme.css", "/favicon.ico")
-ROUTES += ("/assets/{path:path}", "/static/{path:path}", f"{_API}/{{path:path}}")
+ROUTES = (
+    "/",
+    "/config",
+    "/theme.css",
+    "/favicon.ico",
+    "/assets/{path:path}",
+    "/static/{path:path}",
+    f"{_API}/{{path:path}}",
+)
 _POST = re.compile(rf"{_API}/(?:upload|queue/join|run/predict|cancel|reset)", re.ASCII)
 # Everything but uploads: a whole conversation comes with each question, its pictures by name.
 MAX_BODY_BYTES = 8 << 20
+# For a request to come in whole and its answer to begin.
+ASK_SECONDS = 60.0
 # Connections to the page at once: a tab has up to two that stay.
 MAX_CONNECTIONS = 512
 _ASKED = ("accept", "accept-language", "content-type", "content-length", "host", "x-forwarded-proto", "range")
-_ANSWERED = ("content-type", "content-length", "content-disposition", "content-security-policy", "etag")
-_ANSWERED += ("content-encoding", "vary", "last-modified", "cache-control", "content-range")
+_ANSWERED = (
+    "content-type",
+    "content-length",
+    "content-disposition",
+    "content-security-policy",
+    "etag",
+    "content-encoding",
+    "vary",
+    "last-modified",
+    "cache-control",
+    "content-range",
+)
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -46,6 +66,12 @@ SECURITY = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_SORRY = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>…</title>
+<p>The chat page cannot be shown now: {message}. This page tries again by itself.</p>
+<p lang="zh">对话页面暂时无法显示，本页会自动重试。</p>
+</html>
+"""
 # A file that a visitor sent is never a page, whatever is in it.
 _OF_FILES = "default-src 'none'; sandbox"
 
@@ -56,34 +82,36 @@ def takes(method: str, path: str) -> bool:
     return allowed is not None and ".." not in path and allowed.fullmatch(path) is not None
 
 
+def is_quiet(path: str) -> bool:
+    """Whether the access log can do without: a visit asks for some eighty files."""
+    return path.startswith(("/assets/", "/static/", f"{_API}/")) and path != UPLOAD
+
+
 class PageProxy:
     """An ASGI endpoint. `max_upload`: bytes of one upload, all its files together."""
 
     def __init__(self, process: PageProcess, max_upload: int) -> None:
         self.process, self._max_upload = process, max_upload
-        self._clients: dict[str, httpx.AsyncClient] = {}
+        self._client: httpx.AsyncClient | None = None
+        self._socket = ""
 
     async def close(self) -> None:
         """Ends the page, and the connections to it."""
         await self.process.stop()
-        await self._forget()
-
-    async def _forget(self) -> None:
-        for client in self._clients.values():
-            await client.aclose()
-        self._clients.clear()
+        if self._client is not None:
+            await self._client.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        if not takes(request.method, scope["path"]):
+        whole = scope["raw_path"] + scope["query_string"]
+        if not (takes(request.method, scope["path"]) and whole.isascii()):
             message = f"{request.method} {scope['path'][:200]}: not found"
             await JSONResponse(plain_error(message, 404), 404)(scope, receive, send)
             return
         try:
             upstream = await self._ask(request)
         except ZiyaError as error:
-            head = error_headers(error)
-            await JSONResponse(error_object(error), status_of(error)[1], head)(scope, receive, send)
+            await _failure(error, scope["path"])(scope, receive, send)
             return
         sending = asyncio.create_task(_send(upstream, scope["path"], send))
         gone = asyncio.create_task(_gone(receive))
@@ -94,8 +122,8 @@ class PageProxy:
             await upstream.aclose()
 
     async def _ask(self, request: Request) -> httpx.Response:
-        """Raises Unavailable, BodyTooLarge or Cancelled."""
-        client = await self._client()
+        """Raises Unavailable, BodyTooLarge, InvalidRequest, DeadlineExceeded or Cancelled."""
+        client = await self._connected()
         path = request.scope["raw_path"].decode("ascii")
         query = request.scope["query_string"].decode("ascii")
         url = f"http://page{path}{'?' * bool(query)}{query}"
@@ -104,9 +132,13 @@ class PageProxy:
         limit = self._max_upload if request.scope["path"] == UPLOAD else MAX_BODY_BYTES
         body = _bounded(request, limit) if request.method == "POST" else None
         try:
-            return await client.send(
-                client.build_request(request.method, url, headers=headers, content=body), stream=True
-            )
+            asked = client.build_request(request.method, url, headers=headers, content=body)
+            async with asyncio.timeout(ASK_SECONDS):
+                return await client.send(asked, stream=True)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the request did not come within {ASK_SECONDS:g} seconds") from None
+        except httpx.InvalidURL:
+            raise InvalidRequest("this is no path of the chat page") from None
         except ClientDisconnect:
             raise Cancelled("the client did not send its request to the end") from None
         except httpx.PoolTimeout:
@@ -114,16 +146,26 @@ class PageProxy:
         except httpx.HTTPError as error:
             raise Unavailable(f"the chat page does not answer ({type(error).__name__})") from None
 
-    async def _client(self) -> httpx.AsyncClient:
-        """Of the process that lives; a new one has a new socket."""
+    async def _connected(self) -> httpx.AsyncClient:
+        """To the process that lives; a new one has a new socket. Raises Unavailable."""
         socket = await self.process.socket()
-        if socket not in self._clients:
-            await self._forget()
+        if self._client is None or socket != self._socket:
             limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=8)
             transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits)
             timeout = httpx.Timeout(None, connect=5.0, pool=1.0)
-            self._clients[socket] = httpx.AsyncClient(transport=transport, timeout=timeout)
-        return self._clients[socket]
+            old, self._client = self._client, httpx.AsyncClient(transport=transport, timeout=timeout)
+            self._socket = socket
+            if old is not None:
+                await old.aclose()
+        return self._client
+
+
+def _failure(error: ZiyaError, path: str) -> Response:
+    """The gateway's error; a person's browser, which asks for `/`, gets a page that tries again by itself."""
+    status, headers = status_of(error)[1], error_headers(error)
+    if path != "/":
+        return JSONResponse(error_object(error), status, headers)
+    return HTMLResponse(_SORRY.format(message=escape(error.message)), status, {**headers, "Refresh": "3", **SECURITY})
 
 
 async def _bounded(request: Request, limit: int) -> AsyncIterator[bytes]:

@@ -48,6 +48,8 @@ def refusal(language: str, error: Refused, key: str) -> str:
     name = _BY_CODE.get(error.code) or ("broken" if error.status == 0 else "refused")
     if error.status == 0 and name not in ("late", "too_long"):
         name = "broken"
+    if name == "down":  # what follows are addresses, and a library's words
+        detail = detail.partition(":")[0]
     return say(language, name, detail=detail, wait=max(1, error.wait), request=error.request)
 
 

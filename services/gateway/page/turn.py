@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -16,6 +17,7 @@ from services.gateway.page.answer import Answer, Refused
 from services.gateway.page.history import Images, LostImage, NotImage, messages_of, question_of
 from services.gateway.page.words import say
 
+log = logging.getLogger(__name__)
 # What comes within one frame is shown together: each showing costs the page's process some milliseconds.
 FRAME_SECONDS = 0.05
 # Of silence, until the clock is shown anew; by that, too, it is noticed that the visitor has left.
@@ -24,7 +26,7 @@ TICK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Question:
-    """What a visitor asks, and how. `history` is gradio's, `files` are paths; an empty `seed` is chance."""
+    """What a visitor asks, and how. `history` is gradio's, `files` are paths; without a `seed` it is chance."""
 
     text: str
     files: Sequence[str]
@@ -81,11 +83,12 @@ async def ask(
         yield View(failure=say(language, "not_image", name=error.name))
     except httpx.HTTPError:
         yield View(seen.text, failure=say(language, "no_gateway"))
+    except Exception:  # the border to a visitor, who would see gradio's "Error" and no sentence
+        log.exception("a question could not be asked")
+        yield View(seen.text, failure=say(language, "page_defect"))
 
 
-async def _paced(
-    pieces: AsyncGenerator[Answer, None], left: asyncio.Event
-) -> AsyncGenerator[Answer | None, None]:
+async def _paced(pieces: AsyncGenerator[Answer, None], left: asyncio.Event) -> AsyncGenerator[Answer | None, None]:
     """The newest piece, a frame apart from the one before; None after a tick without any. Ends a tick after `left`."""
     newest: Answer | None = None
     fresh = asyncio.Event()
@@ -93,7 +96,8 @@ async def _paced(
     async def read() -> None:
         nonlocal newest
         async with aclosing(pieces):
-            async for newest in pieces:
+            async for piece in pieces:
+                newest = piece
                 fresh.set()
 
     reader = asyncio.create_task(read())

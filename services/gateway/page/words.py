@@ -28,7 +28,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "top_p_info": ("Words outside this share of likelihood are left out.", "只在累计概率不超过此值的词中选取。"),
     "max_tokens": ("Longest answer, in tokens", "回答的最大长度（token）"),
     "seed": ("Seed", "随机种子"),
-    "seed_info": ("The same number gives the same answer; empty is by chance.", "数字相同则回答相同；留空为随机。"),
+    "seed_info": ("The same number gives the same answer; -1 is by chance.", "数字相同则回答相同；-1 表示随机。"),
 }
 
 SAID: dict[str, tuple[str, str]] = {
@@ -48,6 +48,8 @@ SAID: dict[str, tuple[str, str]] = {
     "visual_wait": ("waiting for visual tokens {time}", "等待视觉 token {time}"),
     "prefill": ("prefill {time}", "预填充 {time}"),
     "decode": ("decode {time}", "解码 {time}"),
+    "no_answer": ("⚠️ No answer", "⚠️ 没有回答"),
+    "half_answer": ("⚠️ Not the whole answer", "⚠️ 回答不完整"),
     "empty": ("Type a question or add a picture.", "请输入问题或添加图片。"),
     "not_image": (
         "{name} is not an image that can be read: PNG, JPEG, WebP, GIF and BMP are.",
@@ -73,7 +75,7 @@ SAID: dict[str, tuple[str, str]] = {
     ),
     "full": ("The server is full. Ask again in {wait} s.", "服务繁忙，请在 {wait} 秒后再试。"),
     "down": (
-        "A part of the server cannot be reached: {detail}. It may be starting again; press retry in a moment.",
+        "A part of the server is away ({detail}). It may be starting again; press retry in a moment.",
         "服务的一部分无法访问（{detail}），可能正在重启，请稍后重试。",
     ),
     "late": ("The answer took too long and was given up.", "回答超时，已放弃。"),
@@ -82,6 +84,7 @@ SAID: dict[str, tuple[str, str]] = {
         "The server does not answer. It may be stopping or starting again.",
         "服务没有响应，可能正在停止或重启。",
     ),
+    "page_defect": ("The page has failed; its log has the reason.", "页面出错，原因见日志。"),
     "defect": (
         "The server has failed. Its log has the reason under request {request}.",
         "服务出错，原因见日志中的请求 {request}。",
@@ -95,7 +98,7 @@ def translations(language: str) -> dict[str, str]:
     return {name: texts[place] for name, texts in LABELS.items()}
 
 
-def say(language: str, name: str, **values: object) -> str:
+def say(language: str, name: str, /, **values: object) -> str:
     """A sentence of SAID with its values."""
     return SAID[name][LANGUAGES.index(language)].format(**values)
 

@@ -1,8 +1,7 @@
-"""`ziya data`: datasets to train from."""
+"""`ziya data pack`: pictures and texts as a dataset, as they are."""
 
 from __future__ import annotations
 
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,12 +17,7 @@ from training.data.shards import Dataset
 from training.data.writer import refuse_foreign, write_dataset
 from training.errors import BadData, BadSample
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
-
-
-@app.callback()
-def data() -> None:
-    """Make datasets to train from."""
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()
@@ -91,7 +85,3 @@ def _tell(skipped: BadSamples) -> None:
             say(f"  {key}: {reason}")
         if number > len(named):
             say(f"  … and {number - len(named)} more × {kind}")
-
-
-if __name__ == "__main__":
-    sys.exit(app())

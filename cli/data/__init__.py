@@ -1,0 +1,3 @@
+"""`ziya data`: datasets to train from."""
+
+from cli.data.command import app as app

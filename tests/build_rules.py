@@ -1,0 +1,54 @@
+"""How the tests' language model answers a builder: translations by a dictionary or by rule, instructions from captions.
+
+Everything it says can be checked: the Chinese of a text is `chinese` of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.llm_rules import answer as other
+from tests.llm_rules import last_text, translate
+
+EXAMPLES = Path(__file__).parents[1] / "checkpoints" / "ziya-tiny" / "examples" / "examples.json"
+
+
+@cache
+def names() -> Mapping[str, str]:
+    """Chinese names by English ones, of the pictures that come with the checkpoint: CLDR's, so true."""
+    return {one["name_en"]: one["name_zh"] for one in json.loads(EXAMPLES.read_text("utf-8"))}
+
+
+def chinese(text: str) -> str:
+    """A known name in its own Chinese, all else by rule."""
+    return names().get(text) or translate(text)
+
+
+def answer(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | None) -> Any:
+    """Fits the schemas of training/build/prompts; anything else as the server answers by itself."""
+    asked = (schema or {}).get("properties", {})
+    if "texts" in asked:
+        return {"texts": [chinese(line["text"]) for line in json.loads(last_text(messages))]}
+    if "items" in asked:
+        return {"items": [_item(asked["items"]["items"], last_text(messages))]}
+    return other(messages, schema)
+
+
+def _item(schema: Mapping[str, Any], words: str) -> Any:
+    caption = next((line[2:] for line in words.splitlines() if line.startswith("- ")), "nothing")
+    said = [("What can be seen in this picture?", f"One can see {caption}."), ("Is that all?", f"Yes, only {caption}.")]
+    if "rounds" in schema["properties"]:
+        return {"rounds": [_both(*one, schema["properties"]["rounds"]["items"]) for one in said]}
+    return _both(*said[0], schema)
+
+
+def _both(instruction: str, response: str, schema: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    spoken = {"en": str, "zh": chinese}
+    return {
+        language: {"instruction": spoken[language](instruction), "response": spoken[language](response)}
+        for language in schema["properties"]
+    }
