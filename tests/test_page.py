@@ -181,7 +181,7 @@ async def test_nothing_is_asked_of_another_server_nor_kept_in_the_browser(here: 
     async with visit(browser, here.url) as tab:
         await tab.upload(picture("red", 64))
         await tab.ask("draw me a link")
-        await tab.sees("1 written", "#times")
+        await tab.sees("2 written", "#times")
         triton.words = words
         assert await tab.page.evaluate(f"fetch('{evil}/d').then(() => 'sent', () => 'refused')") == "refused"
         kept = await tab.page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")

