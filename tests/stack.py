@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,9 @@ class Stack:
     def find(self, word: str) -> psutil.Process:
         """The process of the stack whose command line holds `word`."""
         for child in self.descendants():
-            if any(word in part for part in child.cmdline()):
-                return child
+            with suppress(psutil.NoSuchProcess):  # gone since, or dead and not yet reaped
+                if any(word in part for part in child.cmdline()):
+                    return child
         raise AssertionError(f"no process of the stack has {word!r} in its command line")
 
     def kill(self, word: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,9 @@ def test_a_server_that_dies_and_comes_back_is_waited_for(tmp_path: Path) -> None
     source = lines(tmp_path / "in", 40, lambda number: f"a dog at house number {number}")
     with LlmProcess(tmp_path / "paid.jsonl", Troubles(die_after=15), *builds.SERVER) as server:
         process = builds.start(source, tmp_path / "out", server.url, "--concurrency", "4", *FREE)
-        server._process.wait(60)
-        server._arguments += ["--die-after", "0"]
+        while not server.is_dead:
+            time.sleep(0.05)
+        server.kill()
         server.start()
         _, errors = process.communicate()
         assert process.returncode == 0, errors
