@@ -42,6 +42,7 @@ class Troubles:
     close: int = 0
     cut: int = 0
     hang: int = 0
+    drip: int = 0  # a byte at a time, so that no single read is late
     die_after: int = 0
     refuse: int = 0
     truncate: int = 0
@@ -54,6 +55,7 @@ class Troubles:
     no_usage: int = 0
     retry_after: str = "0"
     delay: float = 0.0
+    jitter: float = 0.0  # up to so many seconds more, by content
 
 
 CONTENT = ("refuse", "truncate", "filter", "empty", "bad_request", "broken", "misfit", "fenced", "no_usage")
@@ -176,15 +178,19 @@ class LlmServer:
             self.bodies.append(body)
         if self._models and body["model"] not in self._models:
             return await _send(writer, 404, _error(f"The model {body['model']} does not exist"))
-        met = {name for name in ("rate_limit", "error", "close", "cut", "hang") if _each(troubles, name, number_here)}
+        met = {
+            name
+            for name in ("rate_limit", "error", "close", "cut", "hang", "drip")
+            if _each(troubles, name, number_here)
+        }
         if "rate_limit" in met:
             return await _send(writer, 429, _error("slow down"), f"Retry-After: {troubles.retry_after}\r\n")
         if "error" in met:
             return await _send(writer, 500, _error("something broke"))
         if "close" in met:
             return False
-        if troubles.delay:
-            await asyncio.sleep(troubles.delay)
+        if troubles.delay or troubles.jitter:
+            await asyncio.sleep(troubles.delay + troubles.jitter * number(content, 100) / 100)
         await self._hold.wait()
         status, sent = self._answer(key, content, body)
         if troubles.die_after and len(self.paid) >= troubles.die_after:
@@ -195,6 +201,11 @@ class LlmServer:
             writer.write(_head(200, len(sent)) + sent[: len(sent) // 2])
             await writer.drain()
             return False
+        if "drip" in met:
+            for byte in _head(200, len(sent)) + sent:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.05)
         return await _send(writer, status, sent)
 
     def _answer(self, key: str, content: str, body: dict[str, Any]) -> tuple[int, bytes]:

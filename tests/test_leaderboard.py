@@ -49,8 +49,9 @@ def nothing(_: str, __: int) -> None:
 
 
 async def test_the_better_model_is_found_and_nothing_is_asked_twice(tmp_path: Path) -> None:
+    """However the judge's answers cross one another on the way."""
     path = write_questions(tmp_path, 30)
-    async with LlmServer(rules=RULES) as server:
+    async with LlmServer(rules=RULES, troubles=Troubles(jitter=0.05)) as server:
         with Ledger(tmp_path / "ledger.db") as ledger:
             held = contest(server.url, path)
             answers = await answered(held, ledger, None, nothing)
@@ -60,9 +61,19 @@ async def test_the_better_model_is_found_and_nothing_is_asked_twice(tmp_path: Pa
             again = await judged(held, await answered(held, ledger, None, nothing), ledger, None, nothing)
             assert (again, server.requests) == (found, asked)
         assert set(server.asked.values()) == {1}
-    rows = board(["poor", "fair", "good"], found.pairs).rows
+    standing = board(["poor", "fair", "good"], found.pairs)
+    assert standing.bias.same == standing.bias.pairs
+    rows = standing.rows
+    by_hand = [_better(answers, pair.key, pair.one, pair.two) for pair in found.pairs]
+    assert [pair.won for pair in found.pairs] == by_hand
     assert [row.name for row in rows] == ["good", "fair", "poor"]
     assert [row.rank for row in rows] == [1, 2, 3]
+
+
+def _better(answers: dict, key: str, one: str, two: str) -> float:
+    """As the judge's rule has it."""
+    first, second = (int(answers[name][key].text.split()[1].rstrip(":")) for name in (one, two))
+    return 0.5 + 0.5 * ((first > second) - (second > first))
 
 
 async def test_one_more_model_asks_only_what_is_new(tmp_path: Path) -> None:

@@ -114,5 +114,5 @@ async def _paced(pieces: AsyncGenerator[Answer, None], left: asyncio.Event) -> A
                 return
             await asyncio.wait({reader}, timeout=FRAME_SECONDS)
     finally:
-        pass
-        pass
+        reader.cancel()
+        await asyncio.wait({reader})
