@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.llm_rules import answer as other
-from tests.llm_rules import last_text, translate
+from tests.llm_rules import back, is_chinese, last_text, translate
 
 EXAMPLES = Path(__file__).parents[1] / "checkpoints" / "ziya-tiny" / "examples" / "examples.json"
 
@@ -32,7 +32,8 @@ def answer(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | No
     """Fits the schemas of training/build/prompts; anything else as the server answers by itself."""
     asked = (schema or {}).get("properties", {})
     if "texts" in asked:
-        return {"texts": [chinese(line["text"]) for line in json.loads(last_text(messages))]}
+        said = [line if isinstance(line, str) else line["text"] for line in json.loads(last_text(messages))]
+        return {"texts": [back(text) if is_chinese(text) else chinese(text) for text in said]}
     if "items" in asked:
         return {"items": [_item(asked["items"]["items"], last_text(messages))]}
     return other(messages, schema)

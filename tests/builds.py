@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training.data.shards import Dataset
+from ziya.leash import on_leash
 
 ROOT = Path(__file__).parent.parent
 SERVER = ("--rule", "tests.build_rules:answer")
@@ -24,7 +26,7 @@ def command(source: Path, output: Path, url: str, *options: str) -> list[str]:
 
 def start(source: Path, output: Path, url: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(source, output, url, *options),
+        [*on_leash(signal.SIGKILL), *command(source, output, url, *options)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -36,15 +38,25 @@ def start(source: Path, output: Path, url: str, *options: str) -> subprocess.Pop
 def build(source: Path, output: Path, url: str, *options: str) -> str:
     """What it printed, once it has ended well."""
     process = start(source, output, url, *options)
-    out, errors = process.communicate()
+    out, errors = ended(process)
     assert process.returncode == 0, errors
     return out
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it printed; if the test ends first, so does the process."""
+    try:
+        return process.communicate()
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
 
 
 def refused(source: Path, output: Path, url: str, *options: str) -> tuple[int, str]:
     """The code and the sentence of a build that must not end well."""
     process = start(source, output, url, *options)
-    _, errors = process.communicate()
+    _, errors = ended(process)
     assert process.returncode, "it should have been refused"
     assert "Traceback" not in errors, errors
     return process.returncode, errors.strip()

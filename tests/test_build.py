@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,6 +20,7 @@ from training.data.shards import Dataset
 from training.data.tasks import conversation
 from training.recipe import Source
 
+pytestmark = pytest.mark.timeout(300)
 GIVEN = ("--licence", "CC0-1.0")
 FREE = ("--back-translation", "0")
 
@@ -55,7 +55,7 @@ def test_every_layout_becomes_bilingual_data_that_the_trainer_reads(
     _read_by_the_trainer(tmp_path / "out", field, "question" if name not in ("llava",) else None)
     told = builds.manifest(tmp_path / "out")
     assert (told["rows"], told["records"], told["licences"]) == (3, 3, {_licence(name): 3})
-    assert told["made"]["accepted"] + sum(map(len, [])) == told["made"]["rows"] - _rejected(told)
+    assert told["made"]["accepted"] >= 3
     report = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert chinese(texts[0][0]) in report
 
@@ -70,10 +70,6 @@ def _licence(name: str) -> str:
     if name == "coco":
         return "Attribution License http://creativecommons.org/licenses/by/2.0/"
     return LICENCE if name in ("json", "tar") else "CC0-1.0"
-
-
-def _rejected(told: dict[str, Any]) -> int:
-    return int(told["made"]["rows"] - told["made"]["accepted"])
 
 
 def _read_by_the_trainer(output: Path, field: str, generated: str | None) -> None:
@@ -153,15 +149,17 @@ def test_a_budget_is_never_exceeded_and_a_larger_one_goes_on(tmp_path: Path) -> 
 
 def test_a_server_that_dies_and_comes_back_is_waited_for(tmp_path: Path) -> None:
     source = lines(tmp_path / "in", 40, lambda number: f"a dog at house number {number}")
+    how = ("--concurrency", "4", "--keep-near-duplicates", *FREE)
     with LlmProcess(tmp_path / "paid.jsonl", Troubles(die_after=15), *builds.SERVER) as server:
-        process = builds.start(source, tmp_path / "out", server.url, "--concurrency", "4", *FREE)
+        process = builds.start(source, tmp_path / "out", server.url, *how)
         while not server.is_dead:
             time.sleep(0.05)
-        server.kill()
-        server.start()
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        paid = server.counts()["paid"]
+    again = LlmProcess(tmp_path / "paid.jsonl", None, *builds.SERVER)
+    again.port = server.port
+    with again:
+        _, errors = builds.ended(process)
+        paid = again.counts()["paid"]
+    assert process.returncode == 0, errors
     assert (len(paid), set(paid.values())) == (40, {1})
     assert len(list(builds.records(tmp_path / "out"))) == 40
 
@@ -173,7 +171,7 @@ def test_rows_that_cannot_be_used_stop_the_build_before_they_cost_anything(serve
     assert code == 42
     assert "20 × empty text (rows.jsonl:4: empty text: caption)" in said
     assert asked(server) - before < 200
-    out = builds.build(source, tmp_path / "out", server.url, *FREE, "--bad-share", "0.2")
+    out = builds.build(source, tmp_path / "out", server.url, *FREE, "--bad-share", "0.2", "--keep-near-duplicates")
     assert "180 records of 200 rows" in out
     assert builds.manifest(tmp_path / "out")["bad"]["kinds"] == {"empty text": 20}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -222,7 +224,8 @@ def run(questions: Path, url: str, store: Path, *more: str) -> subprocess.Popen[
     models = [word for name in ("good", "fair", "poor") for word in ("--model", f"{name}={url}#{name}")]
     command = [sys.executable, "-m", "cli.main", "eval", "leaderboard", str(questions), "--judge", f"{url}#judge"]
     command += [*models, "--store", str(store), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def named_rules() -> list[str]:
@@ -254,6 +257,22 @@ def test_the_command_is_killed_and_asks_nothing_twice(tmp_path: Path) -> None:
     assert len(verdicts.read_text("utf-8").splitlines()) == 24 * PAIRS
     assert "| 1 | good |" in out
     assert "the judge said the same in both orders of 100% of" in out
+
+
+async def test_keys_go_to_their_own_servers_and_into_no_file(tmp_path: Path) -> None:
+    questions, board_file = write_questions(tmp_path, 2), tmp_path / "board.json"
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps(dict.fromkeys([*RULES], "secret-key")), "utf-8")
+    async with LlmServer(rules=RULES, api_key="secret-key") as server:
+        without = run(questions, server.url, tmp_path / "kept.sqlite")
+        _, error = await asyncio.to_thread(without.communicate)
+        assert without.returncode == 42
+        assert "refuses the API key" in error
+        given = run(questions, server.url, tmp_path / "kept.sqlite", "--keys", str(keys), "--json", str(board_file))
+        out, error = await asyncio.to_thread(given.communicate)
+    assert given.returncode == 0, error
+    assert "secret" not in out + error + board_file.read_text("utf-8")
+    assert b"secret" not in (tmp_path / "kept.sqlite").read_bytes()
 
 
 def test_the_command_tells_mistakes_in_a_sentence(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ async def test_a_server_that_is_silent_or_never_done_is_asked_again(ledger: Ledg
         found = await all_of(Asker(endpoint, ledger, clock=(clock := ManualClock()), sleep=clock.sleep), 20)
         assert all(isinstance(known, Answer) for known in found.values())
         assert (len(server.paid), set(server.paid.values())) == (20, {1})
+        assert max(server.asked.values()) > 1, "who is slow is not waited for"
 
 
 class HeldClock:

@@ -14,7 +14,12 @@ from tests.gateways import WORDS, Scene, metric_is, picture, until
 from tests.pages import EXAMPLES, browser, here, shared
 
 __all__ = ["browser", "here", "shared"]
-pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("page")]
+pytestmark = [
+    needs_chromium,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.xdist_group("page"),
+    pytest.mark.timeout(240),
+]
 PHONE = {"viewport": {"width": 390, "height": 780}, "has_touch": True, "is_mobile": True}
 
 

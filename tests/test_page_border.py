@@ -37,8 +37,16 @@ REFUSED = (
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def open_page(shared: Scene) -> AsyncIterator[Scene]:
-    assert (await shared.http.get("/")).is_success
+    await opened(shared)
     yield shared
+
+
+async def opened(here: Scene) -> None:
+    """Opens the page; while it starts, a browser is told so and comes again."""
+    while (reply := await here.http.get("/")).status_code == 503:
+        assert "being started" in reply.text
+        assert reply.headers["refresh"] == "2"
+    assert reply.is_success
 
 
 def pages_of(here: Scene) -> list[psutil.Process]:
@@ -121,7 +129,7 @@ async def test_the_page_knows_no_secret(redis_url: str, tmp_path: Path) -> None:
     async with scene(redis_url, tmp_path, gateway_page=True, gateway_api_keys="a-secret-key") as here:
         os.environ["ZIYA_GATEWAY_API_KEYS"] = "a-secret-key"
         try:
-            assert (await here.http.get("/")).is_success
+            await opened(here)
         finally:
             del os.environ["ZIYA_GATEWAY_API_KEYS"]
         [page] = pages_of(here)
@@ -133,7 +141,7 @@ async def test_the_page_knows_no_secret(redis_url: str, tmp_path: Path) -> None:
 async def test_it_listens_on_nothing_but_its_socket_and_leaves_nothing(redis_url: str, tmp_path: Path) -> None:
     async with scene(redis_url, tmp_path, gateway_page=True) as here:
         assert not pages_of(here)
-        assert (await here.http.get("/")).is_success
+        await opened(here)
         [page] = pages_of(here)
         assert not [one for one in page.connections("inet") if one.status == psutil.CONN_LISTEN]
         folder = Path(json.loads(page.cmdline()[-1])["folder"])

@@ -16,7 +16,12 @@ from tests.pages import browser, here, shared
 from ziya.errors import Internal
 
 __all__ = ["browser", "here", "shared"]
-pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("page")]
+pytestmark = [
+    needs_chromium,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.xdist_group("page"),
+    pytest.mark.timeout(240),
+]
 
 
 async def test_a_backend_that_is_down_is_told_and_retry_works_when_it_is_back(here: Scene, browser: Browser) -> None:

@@ -105,10 +105,26 @@ async def test_nothing_is_taken_while_too_much_is_kept(tmp_path: Path) -> None:
 
 async def test_a_page_that_cannot_start_is_told_and_not_tried_at_once(tmp_path: Path) -> None:
     page = PageProcess(PageFacts("m", False, 1, 1.0, 8, 8, 0.0, 1.0, examples=str(tmp_path)))
+    with pytest.raises(Unavailable, match="being started"):
+        await page.socket(patience=0.01)
     for _ in range(2):
         with pytest.raises(Unavailable, match="chat page"):
             await page.socket()
-    assert not [one for one in psutil.Process().children() if str(tmp_path) in one.cmdline()[-1]]
+    assert not _children(str(tmp_path))
     await page.stop()
     with pytest.raises(Unavailable, match="stopping"):
         await page.socket()
+
+
+async def test_a_gateway_that_stops_does_not_wait_for_its_page() -> None:
+    page = PageProcess(PageFacts("one that is being started", False, 1, 1.0, 8, 8, 0.0, 1.0))
+    waiting = asyncio.create_task(page.socket())
+    await until(lambda: asyncio.to_thread(lambda: bool(_children("being started"))))
+    await page.stop()
+    assert not _children("being started")
+    with pytest.raises(Unavailable, match="stopping"):
+        await waiting
+
+
+def _children(word: str) -> list[psutil.Process]:
+    return [one for one in psutil.Process().children() if any(word in part for part in one.cmdline())]

@@ -135,7 +135,7 @@ def build(
         "near_duplicates": False if keep_near_duplicates else None,
     }
     given = {
-        "input": source if "://" in source else str(Path(source).absolute()),
+        "input": source,
         "url": url,
         "model": model,
         "api_key_env": api_key_env,
@@ -145,11 +145,11 @@ def build(
         "languages": language,
         "language": source_language,
         "layout": layout,
-        "images": str(Path(images).absolute()) if images else None,
+        "images": images,
         "limit": limit,
         "items": items,
         "shots": shots,
-        "demonstrations": str(Path(demonstrations).absolute()) if demonstrations else None,
+        "demonstrations": demonstrations,
         "show_images": show_images,
         "concurrency": concurrency,
         "requests_per_minute": requests_per_minute,
@@ -162,10 +162,10 @@ def build(
         "bad_share": bad_share,
         "gates": gates,
         "seed": seed,
-        "ledger": str((ledger or output.with_name(f"{output.name}.ledger.sqlite")).absolute()),
+        "ledger": str(ledger) if ledger else None,
     }
     try:
-        how = _read(given, options)
+        how = _absolute(_read(given, options), output.absolute())
         if dry_run:
             _tell_estimate(_dry_run(how))
         else:
@@ -197,6 +197,18 @@ def _read(given: Mapping[str, Any], file: Path | None) -> BuildOptions:
         if not merged.get(name):
             raise CommandError(f"say which {'server' if name == 'url' else 'model'} is to be asked: --{name}", 2)
     return read_options(merged, str(file) if file else "this")
+
+
+def _absolute(how: BuildOptions, output: Path) -> BuildOptions:
+    """With paths as they are meant from here: a stage would begin them at its job's output folder."""
+
+    def placed(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).absolute())
+
+    how = how.model_copy(update={"ledger": how.ledger or str(output.with_name(f"{output.name}.ledger.sqlite"))})
+    names = ("input", "images", "demonstrations", "ledger")
+    gates = how.gates.model_copy(update={"agreement": placed(how.gates.agreement)})
+    return how.model_copy(update={**{name: placed(getattr(how, name)) for name in names}, "gates": gates})
 
 
 def _from(file: Path) -> Mapping[str, Any]:

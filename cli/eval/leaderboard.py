@@ -80,9 +80,7 @@ def leaderboard(
         )
         with Ledger(store or home() / "eval" / "leaderboard.sqlite") as ledger:
             if dry_run:
-                for line in estimate_lines(costs(contest, ledger)):
-                    say(line)
-                return
+                return say("\n".join(estimate_lines(costs(contest, ledger))))
             standing, found = asyncio.run(_run(contest, ledger, budget))
             spent = ledger.spent()
     except TrainingError as error:
@@ -96,9 +94,13 @@ def leaderboard(
         write_json(json_file, as_dict(standing, found, contest))
         remark(f"wrote {json_file}")
     if judgements:
-        judgements.parent.mkdir(parents=True, exist_ok=True)
-        judgements.write_text("".join(judgement_lines(found)), "utf-8")
-        remark(f"wrote {judgements}")
+        _write(judgements, "".join(judgement_lines(found)))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    remark(f"wrote {path}")
 
 
 async def _run(contest: Contest, ledger: Ledger, budget: float | None) -> tuple[Board, Judged]:

@@ -23,7 +23,6 @@ from training.stopping import StopSignal
 _CHECKED_EACH = 256
 # A question that the server could not answer this time is put again after all others.
 _ROUNDS = 3
-_UNANSWERED = frozenset({"unavailable"})
 
 
 @dataclass
@@ -59,19 +58,20 @@ class Asking:
         """How many were put, and how many of them nobody answered."""
         asked = unanswered = 0
         async with aclosing(self.asker.ask_all(self._until_stopped(made))) as outcomes:
-            async for _, outcome in outcomes:
+            async for question, outcome in outcomes:
                 asked += 1
                 failed = isinstance(outcome, Failure)
-                unanswered += isinstance(outcome, Failure) and outcome.reason in _UNANSWERED
+                # What the ledger does not keep would be missing when the piece is written.
+                unanswered += failed and self.asker.recall(question) is None
                 cached = isinstance(outcome, Answer) and outcome.cached
                 self.bar.answered(cached=cached, failed=failed, spent=self.asker.ledger.spent)
         return asked, unanswered
 
-    def _until_stopped(self, made: Iterator[Question]) -> Iterator[tuple[None, Question]]:
+    def _until_stopped(self, made: Iterator[Question]) -> Iterator[tuple[Question, Question]]:
         for question in made:
             if self.stop.requested:
                 raise Stopped("stopped; what was answered is kept, and the same command goes on from there")
-            yield None, question
+            yield question, question
 
     def _back(self) -> Iterator[Question]:
         """Of the sample of translations that are translated back."""

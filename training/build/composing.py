@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -21,10 +21,12 @@ from training.build.units import Read, units_of
 from training.build.work import Made, Plan, Work
 from training.data.report import BadSamples
 from training.data.writer import Sample
+from training.errors import Stopped
 from training.gates.gate import Finding, Reject
 from training.gates.tally import Tally
 from training.llm.asker import Asker
 from training.llm.question import Failure
+from training.stopping import StopSignal
 
 _BATCH = 64
 _ANSWER = "answer"
@@ -51,16 +53,19 @@ class Composing:
     asker: Asker
     checks: Checks
     runner: asyncio.Runner
-    step: Any
+    stop: StopSignal
+    step: Callable[[], None]
     tally: Tally = field(default_factory=Tally)
     bad: BadSamples = field(default_factory=lambda: BadSamples(1.0))
     licences: Counter[str] = field(default_factory=Counter)
     empty: int = 0
 
     def samples(self) -> Iterator[Sample]:
-        """Records and their pictures, in the order of the rows."""
+        """Records and their pictures, in the order of the rows. Raises Stopped when asked to stop."""
         source = self.rows.read(self.bad, self.step)
         while some := list(islice(source, _BATCH)):
+            if self.stop.requested:
+                raise Stopped("stopped while writing; all answers are kept, and the same command writes it anew")
             drafts = [self._draft(row) for row in some]
             self._decide(drafts)
             for draft in drafts:

@@ -72,7 +72,7 @@ def _piece(
     with Checks(how.gates, asker) as checks:
         runner.run(Asking(plan, rows, asker, checks, bar, stop).run())
         bar.begin("writing", len(rows))
-        composing = Composing(plan, rows, asker, checks, runner, bar.step)
+        composing = Composing(plan, rows, asker, checks, runner, stop, bar.step)
         made, labels = write_shards(
             folder, composing.samples(), stem=f"part-{shard:05d}", shard_samples=how.shard_samples
         )

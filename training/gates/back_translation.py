@@ -3,7 +3,7 @@
 The sample is fixed by the rows' digests. The language model gets the translations alone, and its answer is compared
 with the source by chrF (Popović 2015; sacrebleu's, 0 to 100), which goes by characters and so serves both languages.
 Below `DOUBT` a row is counted, below `REJECT` thrown away: of pairs of unrelated English captions 95 % have a chrF
-below 25 (docs/data-gates.md). A good translation may come back in other words, so the borders are low.
+below 18 (docs/data-gates.md). A good translation may come back in other words, so the borders are low.
 """
 
 from __future__ import annotations

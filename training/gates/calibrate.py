@@ -1,12 +1,12 @@
 """How often do the gates reject what is right? Counted on pairs that people translated.
 
-    python -m training.gates.calibrate                            the examples that come with checkpoints/ziya-tiny
-    python -m training.gates.calibrate --packages FOLDER          and CLDR's English and Chinese names of emoji, from the
-                                                                  npm packages that `training.tiny.fetch` installs
-    python -m training.gates.calibrate --stamps FOLDER            and the captions of Tux Paint's stamps (the folder of
-                                                                  Debian's tuxpaint-stamps-default)
-    python -m training.gates.calibrate --catalogues FOLDER        and the messages of programs in FOLDER's *.mo files,
-                                                                  as in /usr/share/locale/zh_CN/LC_MESSAGES
+    python -m training.gates.calibrate                          the examples that come with checkpoints/ziya-tiny
+    python -m training.gates.calibrate --packages FOLDER        and CLDR's English and Chinese names of emoji, from the
+                                                                npm packages that `training.tiny.fetch` installs
+    python -m training.gates.calibrate --stamps FOLDER          and the captions of Tux Paint's stamps (the folder of
+                                                                Debian's tuxpaint-stamps-default)
+    python -m training.gates.calibrate --catalogues FOLDER      and the messages of programs in FOLDER's *.mo files,
+                                                                as in /usr/share/locale/zh_CN/LC_MESSAGES
 
 Every reject of such a pair is false, or the translators left something out: the worst of each kind are printed, to
 be judged. Prints too where the lengths' ratios lie, the chrF of unrelated pairs, and the ITC scores of the examples

@@ -9,8 +9,7 @@ Which rows are compared at all is decided by MinHash bands (`shingles.py`): at a
 band in 0.2 % of cases, at 0.9 in one of 10 million. Of those that share one the sets themselves are compared, so
 nothing is rejected by chance.
 
-The same rows in the same order give the same verdicts. Memory for 1,000,000 rows in two languages is about 0.4 GiB;
-docs/data-gates.md has the measurement.
+The same rows in the same order give the same verdicts. docs/data-gates.md has the memory that 1,000,000 rows need.
 """
 
 from __future__ import annotations

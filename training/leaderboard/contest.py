@@ -18,7 +18,7 @@ from training.errors import BadData, EndpointGone, TrainingError
 from training.leaderboard.asked import Asked
 from training.leaderboard.contestant import Contestant, Said
 from training.leaderboard.judge import Judging, Pair, verdict_of
-from training.llm.asker import Asker
+from training.llm.asker import Asker, recalled
 from training.llm.endpoint import Endpoint
 from training.llm.estimate import Estimate, estimate
 from training.llm.ledger import Ledger
@@ -103,9 +103,8 @@ def costs(contest: Contest, ledger: Ledger) -> dict[str, Estimate]:
         said = dict(one.ready)
         if one.endpoint is not None:
             found[one.name] = estimate((question for _, question in contest.questions()), one.endpoint, ledger)
-            asker = Asker(one.endpoint, ledger)
             for key, question in contest.questions():
-                known = asker.recall(question)
+                known = recalled(question, one.endpoint, ledger)
                 said[key] = Said.of(known) if known else Said(f"{one.name} {LONG * contest.max_tokens}")
         answers[one.name] = said
     orders = _orders(contest, answers, Judged(), lambda *_: None)

@@ -79,11 +79,7 @@ class Asker:
 
     def recall(self, question: Question) -> Answer | Failure | None:
         """What the ledger knows, without asking."""
-        for number in range(TRIES):
-            call = self.ledger.get(question.again(number).digest(self.endpoint))
-            if call is None or call.reason not in AGAIN:
-                break
-        return _outcome(call, question, cached=True) if call else None
+        return recalled(question, self.endpoint, self.ledger)
 
     def ask_all(
         self, questions: Iterable[tuple[K, Question]] | AsyncIterable[tuple[K, Question]]
@@ -216,6 +212,15 @@ class Asker:
         """A server that says when to come back means all of us; not all at once."""
         while (left := self._quiet_until - self._clock()) > 0:
             await self._sleep(left + random.uniform(0.0, min(1.0, left / 10)))
+
+
+def recalled(question: Question, endpoint: Endpoint, ledger: Ledger) -> Answer | Failure | None:
+    """What the ledger knows of a question to an endpoint."""
+    for number in range(TRIES):
+        call = ledger.get(question.again(number).digest(endpoint))
+        if call is None or call.reason not in AGAIN:
+            break
+    return _outcome(call, question, cached=True) if call else None
 
 
 def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from services.gateway.page.facts import PageFacts
+from services.gateway.together import cancel
 from ziya.errors import Unavailable
 from ziya.leash import on_leash
 from ziya.settings import SettingsError
@@ -37,6 +39,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 # After a crash, so that a page that cannot live does not cost a core.
 PAUSE_SECONDS = 5.0
+STOPPING = "the gateway is stopping"
 INSTALL = "pip install 'ziya-visual[page]'"
 
 
@@ -73,20 +76,26 @@ class PageProcess:
         own = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self._facts = replace(self._facts, api=f"http://[{own}]:{port}" if ":" in own else f"http://{own}:{port}")
 
-    async def socket(self) -> str:
-        """Where the page listens, once it does. Raises Unavailable."""
-        child = self._child
-        if child is not None and child.process.returncode is None:
-            return str(child.facts.socket)
+    async def socket(self, patience: float = math.inf) -> str:
+        """Where the page listens. Raises Unavailable: it cannot be, or is not ready within `patience` seconds."""
         if self._starting is None:
+            if self._child is not None and self._child.process.returncode is None:
+                return str(self._child.facts.socket)
             self._starting = asyncio.create_task(self._start())
-        return str((await asyncio.shield(self._starting)).facts.socket)
+            self._starting.add_done_callback(_seen)  # nobody may be waiting any more
+        starting = self._starting
+        done, _ = await asyncio.wait({starting}, timeout=None if patience == math.inf else patience)
+        if not done:
+            raise Unavailable("it is being started, which takes some seconds")
+        if starting.cancelled():
+            raise Unavailable(STOPPING)
+        return str(starting.result().facts.socket)
 
     async def stop(self) -> None:
         """Ends it, and takes its folder away."""
         self._closed = True
         if self._starting is not None:
-            await asyncio.wait({self._starting})
+            await cancel([self._starting])
         if self._child is not None:
             await _end(self._child)
             self._child = None
@@ -95,7 +104,7 @@ class PageProcess:
         loop = asyncio.get_running_loop()
         try:
             if self._closed:
-                raise Unavailable("the gateway is stopping")
+                raise Unavailable(STOPPING)
             if loop.time() < self._not_before:
                 raise Unavailable("the chat page has just failed; it is started again in some seconds")
             if self._child is not None:
@@ -109,6 +118,11 @@ class PageProcess:
             return self._child
         finally:
             self._starting = None
+
+
+def _seen(task: asyncio.Task[_Child]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 async def _spawn(facts: PageFacts) -> _Child:

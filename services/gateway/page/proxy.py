@@ -7,6 +7,7 @@ those here are passed on, with bounds on what they bring.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator
 from html import escape
@@ -44,6 +45,8 @@ _POST = re.compile(rf"{_API}/(?:upload|queue/join|run/predict|cancel|reset)", re
 MAX_BODY_BYTES = 8 << 20
 # For a request to come in whole and its answer to begin.
 ASK_SECONDS = 60.0
+# Then somebody who opens `/` is told that the page is being started.
+PATIENCE_SECONDS = 2.0
 # Connections to the page at once: a tab has up to two that stay.
 MAX_CONNECTIONS = 512
 _ASKED = ("accept", "accept-language", "content-type", "content-length", "host", "x-forwarded-proto", "range")
@@ -68,8 +71,8 @@ SECURITY = {
 }
 _SORRY = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>…</title>
-<p>The chat page cannot be shown now: {message}. This page tries again by itself.</p>
-<p lang="zh">对话页面暂时无法显示，本页会自动重试。</p>
+<p>The chat page is not there: {message}. This tries again by itself.</p>
+<p lang="zh">对话页面尚未就绪，稍后自动重试。</p>
 </html>
 """
 # A file that a visitor sent is never a page, whatever is in it.
@@ -123,7 +126,7 @@ class PageProxy:
 
     async def _ask(self, request: Request) -> httpx.Response:
         """Raises Unavailable, BodyTooLarge, InvalidRequest, DeadlineExceeded or Cancelled."""
-        client = await self._connected()
+        client = await self._connected(math.inf if request.scope["path"] != "/" else PATIENCE_SECONDS)
         path = request.scope["raw_path"].decode("ascii")
         query = request.scope["query_string"].decode("ascii")
         url = f"http://page{path}{'?' * bool(query)}{query}"
@@ -146,9 +149,9 @@ class PageProxy:
         except httpx.HTTPError as error:
             raise Unavailable(f"the chat page does not answer ({type(error).__name__})") from None
 
-    async def _connected(self) -> httpx.AsyncClient:
+    async def _connected(self, patience: float) -> httpx.AsyncClient:
         """To the process that lives; a new one has a new socket. Raises Unavailable."""
-        socket = await self.process.socket()
+        socket = await self.process.socket(patience)
         if self._client is None or socket != self._socket:
             limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=8)
             transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits)
@@ -165,7 +168,7 @@ def _failure(error: ZiyaError, path: str) -> Response:
     status, headers = status_of(error)[1], error_headers(error)
     if path != "/":
         return JSONResponse(error_object(error), status, headers)
-    return HTMLResponse(_SORRY.format(message=escape(error.message)), status, {**headers, "Refresh": "3", **SECURITY})
+    return HTMLResponse(_SORRY.format(message=escape(error.message)), status, {**headers, "Refresh": "2", **SECURITY})
 
 
 async def _bounded(request: Request, limit: int) -> AsyncIterator[bytes]:
