@@ -88,11 +88,13 @@ class Composing:
                 continue
             self._note(draft, work)
             for made in work.read(outcome.value):
+                self.tally.looked[_ANSWER] += 1
                 draft.made.append((made, self.checks.look(made.row, self.tally)))
         return draft
 
     def _lose(self, work: Work, failure: Failure) -> None:
         for row in work.lost:
+            self.tally.looked[_ANSWER] += 1
             self.tally.verdict(row, [Reject(_ANSWER, failure.reason, failure.detail)])
 
     def _note(self, draft: _Draft, work: Work) -> None:
