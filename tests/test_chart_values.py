@@ -75,6 +75,7 @@ OTHER: dict[str, Any] = {
     "redis.url": "redis://elsewhere.example.org:6379/1",
     "redis.egress.cidr": "198.51.100.0/24",
     "operator.data.claims": ["other"],
+    "operator.data.ports": [8443],
     "autoscaling.prometheus": "http://thanos:9090",
     "networkPolicy.apiServer.cidr": "198.51.100.1/32",
     "networkPolicy.apiServer.ports": [16443],
