@@ -59,5 +59,5 @@ async def test_who_leaves_sets_every_stage_free(there: Scene) -> None:
     trials = Trials(there)
     await trials.run(2)
     assert {name: len(times) for name, times in trials.times.items()} == dict.fromkeys(
-        ("engine", "gateway", "encoder", "bus", "waiting"), 2
+        ("engine", "gateway", "encoder", "crowd", "bus", "waiting"), 2
     )
