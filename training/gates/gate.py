@@ -7,6 +7,7 @@ is counted on its own, so that a person can look and choose. `kind` is a short n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +41,16 @@ class Doubt:
 
 
 Finding = Reject | Doubt
+
+
+def worst(findings: Iterable[Finding | None]) -> Finding | None:
+    """The first reject, after which none is looked for; else the first doubt, or None."""
+    doubt: Finding | None = None
+    for found in findings:
+        if isinstance(found, Reject):
+            return found
+        doubt = doubt or found
+    return doubt
 
 
 class Gate(Protocol):

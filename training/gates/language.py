@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
-from training.gates.gate import Doubt, Finding, Reject
+from training.gates.gate import Doubt, Finding, Reject, worst
 from training.gates.row import Row
 from training.gates.scripts import Scripts, latin_word, script_of, scripts, uncoded, unquoted
 
@@ -38,14 +38,8 @@ class Language:
     name: str = field(default="language", init=False)
 
     def check(self, row: Row) -> Finding | None:
-        doubt: Finding | None = None
-        for language, lines in row.texts.items():
-            for line in lines:
-                found = self._chinese(line.text) if language == "zh" else self._english(line.text)
-                if isinstance(found, Reject):
-                    return found
-                doubt = doubt or found
-        return doubt
+        looks = {"zh": self._chinese, "en": self._english}
+        return worst(looks[language](line.text) for language, lines in row.texts.items() for line in lines)
 
     def _chinese(self, text: str) -> Finding | None:
         found = scripts(unquoted(text))

@@ -18,7 +18,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 
-from training.gates.gate import Doubt, Finding, Reject
+from training.gates.gate import Doubt, Finding, Reject, worst
 from training.gates.row import Pair, Row
 from training.gates.scripts import LATIN, quotations, unquoted
 
@@ -52,13 +52,7 @@ class NamesKept:
     name: str = field(default="names", init=False)
 
     def check(self, row: Row) -> Finding | None:
-        doubt: Finding | None = None
-        for pair in row.pairs:
-            found = self._pair(pair)
-            if isinstance(found, Reject):
-                return found
-            doubt = doubt or found
-        return doubt
+        return worst(map(self._pair, row.pairs))
 
     def _pair(self, pair: Pair) -> Finding | None:
         english, chinese = (unicodedata.normalize("NFKC", text) for text in (pair.en, pair.zh))

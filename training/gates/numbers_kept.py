@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from training.gates.chinese_numbers import chinese_numbers
 from training.gates.english_numbers import english_numbers
-from training.gates.gate import Doubt, Finding, Reject
+from training.gates.gate import Doubt, Finding, Reject, worst
 from training.gates.row import Pair, Row
 from training.gates.written_number import Number
 
@@ -28,13 +28,7 @@ class NumbersKept:
     name: str = field(default="numbers", init=False)
 
     def check(self, row: Row) -> Finding | None:
-        doubt: Finding | None = None
-        for pair in row.pairs:
-            found = self._pair(pair)
-            if isinstance(found, Reject):
-                return found
-            doubt = doubt or found
-        return doubt
+        return worst(map(self._pair, row.pairs))
 
     def _pair(self, pair: Pair) -> Finding | None:
         english, chinese = english_numbers(pair.en), chinese_numbers(pair.zh)

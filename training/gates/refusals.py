@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from training.gates.gate import Doubt, Finding, Reject
+from training.gates.gate import Doubt, Finding, Reject, worst
 from training.gates.row import Pair, Row
 
 _SELF = r"(?:AI|A\.I\.|artificial intelligence|language model|large language model|LLM|chat ?bot)"
@@ -64,13 +64,7 @@ class Refusals:
     name: str = field(default="refusal", init=False)
 
     def check(self, row: Row) -> Finding | None:
-        doubt: Finding | None = None
-        for pair in row.pairs:
-            found = self._pair(pair, row)
-            if isinstance(found, Reject):
-                return found
-            doubt = doubt or found
-        return doubt
+        return worst(self._pair(pair, row) for pair in row.pairs)
 
     def _pair(self, pair: Pair, row: Row) -> Finding | None:
         source = {"en": pair.en, "zh": pair.zh}.get(pair.source or "", "")
