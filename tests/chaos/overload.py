@@ -75,6 +75,9 @@ def _judge(rate: float, answers: list[Answer], seconds: float) -> Step:
     good = sum(word == "answered" and time <= DEADLINE_SECONDS for word, time in zip(words, times, strict=True))
     admitted = sorted(time for word, time in zip(words, times, strict=True) if word != "refused") or [0.0]
     counts = [words.count("refused"), words.count("failed")]
+    for answer, word in zip(answers, words, strict=True):
+        if word == "failed" and (failure := answer.failure):
+            say(f"failed: {failure.kind}: {failure}")
     return Step(rate, len(answers), good, *counts, seconds, admitted[int(0.99 * (len(admitted) - 1))])
 
 
