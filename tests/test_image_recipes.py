@@ -26,6 +26,7 @@ from services.qformer.app import Settings as QFormerSettings
 from services.vision.app import Settings as VisionSettings
 from tests.helm import CASES, Object, containers, needs_helm, pods, rendered
 from tests.image_recipes import DOCKERFILE, ROOT, TARGETS, app_version, extras, line, pip_installs, stages
+from tests.parsed import parsed
 
 OURS = {"protos", "ziya", "services", "training", "cli"}
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text("utf-8"))
@@ -138,7 +139,7 @@ def needed(module: str) -> set[str]:
         if one in seen or (source := _source(one)) is None:
             continue
         seen.add(one)
-        for name in imported(ast.parse(source.read_text("utf-8"))):
+        for name in imported(parsed(source.read_text("utf-8"))):
             top = name.partition(".")[0]
             if top in OURS:
                 waiting += [name, name.rpartition(".")[0]]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from services.operator.queue import make_queue
+from tests.parsed import parsed
 from tests.test_docs import ROOT, tracked
 from training.strict_yaml import StrictLoader
 
@@ -24,7 +25,7 @@ CALLS |= {"pickle.load", "pickle.loads", "pickle.Unpickler", "pandas.read_pickle
 
 def complaints(source: str, name: str) -> Iterator[str]:
     """What in a module could run what it reads."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         where = f"{name}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Import | ast.ImportFrom) and name not in EXCEPTIONS:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]

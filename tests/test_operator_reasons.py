@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.operator import verdict
+from tests.parsed import parsed
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text("utf-8")
@@ -33,7 +34,7 @@ def given(calls: dict[str, int]) -> set[str]:
     """Reasons that stand in calls of these functions."""
     found: set[str] = set()
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(parsed(path.read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "attr", getattr(node.func, "id", ""))
                 if len(node.args) > (place := calls.get(name, len(node.args))):
@@ -45,7 +46,7 @@ def assigned() -> set[str]:
     """Reasons that are given a name first: `reason`."""
     found: set[str] = set()
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(parsed(path.read_text("utf-8"))):
             if isinstance(node, ast.Assign) and "reason" in {
                 inner.id for target in node.targets for inner in ast.walk(target) if isinstance(inner, ast.Name)
             }:

@@ -108,7 +108,8 @@ class Shards:
             if now is None or state is None or not _is_wanted(state, piece):
                 return
             shards = state.shards or ()
-            changes: dict[str, Any] = {"shards": (*shards, shard)} if shard else {"last_failure": failure}
+            counted = sorted((*shards, shard), key=lambda one: one.number) if shard else shards
+            changes: dict[str, Any] = {"shards": tuple(counted)} if shard else {"last_failure": failure}
             stages = tuple(one.to(**changes) if one is state else one for one in now.status.stages)
             old, new = now.status.to_json(), now.status.to(stages=stages).to_json()
             try:

@@ -6,7 +6,7 @@ A task of its own reads the questions, so that they may depend on answers that c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from training.errors import BudgetSpent
@@ -14,6 +14,7 @@ from training.llm.question import Answer, Failure, Question
 
 DRAIN_SECONDS = 20.0
 K = TypeVar("K")
+V = TypeVar("V")
 Known = Answer | Failure
 Questions = Iterable[tuple[K, Question]] | AsyncIterable[tuple[K, Question]]
 
@@ -85,7 +86,9 @@ class _Window(Generic[K]):
         tasks = [*self._asking, *([self._reading] if self._reading else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Those that ended meanwhile too, or asyncio would report what failed as never looked at.
+        ended = [found[1] for found in _waiting(self._out) if found and isinstance(found[1], asyncio.Task)]
+        await asyncio.gather(*tasks, *ended, return_exceptions=True)
 
     def _end(self, reading: asyncio.Task[None]) -> None:
         if not reading.cancelled() and reading.exception():
@@ -126,6 +129,11 @@ class _Window(Generic[K]):
             self._out.put_nowait((key, done))
 
         task.add_done_callback(finish)
+
+
+def _waiting(queue: asyncio.Queue[V]) -> Iterator[V]:
+    while not queue.empty():
+        yield queue.get_nowait()
 
 
 async def _each(questions: Questions[K]) -> AsyncIterator[tuple[K, Question]]:
