@@ -81,3 +81,11 @@ def test_numbers_that_the_language_model_cannot_use(options: dict[str, Any]) -> 
     prompt = np.array([b"x"], dtype=np.object_)
     with pytest.raises(InvalidRequest):
         llama.parse(llama.Inputs(prompt, sampling=sampling), CONFIG, 60)
+
+
+@pytest.mark.parametrize("value", [np.float16(np.nan), np.float16(np.inf), np.float64(1e5)])
+def test_visual_tokens_that_are_no_numbers(value: Any) -> None:
+    tokens = np.zeros((1, CONFIG.queries, CONFIG.qformer_width), value.dtype)
+    tokens[0, -1, -1] = value
+    with pytest.raises(InvalidRequest, match="not finite"):
+        llama.parse(llama.Inputs(np.array([b"a", b"b"], dtype=np.object_), visual_tokens=tokens), CONFIG, 60)

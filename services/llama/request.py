@@ -93,7 +93,11 @@ def _inline(array: Array | None, config: CheckpointConfig) -> Array | None:
     wanted = (config.queries, config.qformer_width)
     if array.ndim != 3 or array.shape[1:] != wanted:
         raise InvalidRequest(f"visual_tokens must be [images, {wanted[0]}, {wanted[1]}], not {list(array.shape)}")
-    return np.asarray(array, dtype=np.float16)
+    with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and is refused as that
+        half = np.asarray(array, dtype=np.float16)
+    if not np.isfinite(half).all():
+        raise InvalidRequest("visual_tokens hold values that are not finite")
+    return half
 
 
 def _options(array: Array | None) -> dict[str, Any]:
