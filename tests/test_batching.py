@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -112,6 +112,59 @@ async def test_a_waiting_batch_goes_when_its_time_is_over(made: Any, model: Mode
     async with made(max_wait=0.02) as batcher:
         assert await values(start(batcher, 1, 2)) == [2, 4]
     assert model.batches == [[1, 2]]
+
+
+async def learnt(batcher: Batcher[int, int], model: Model, seconds: float) -> None:
+    """The batcher knows now that an item takes so long."""
+    model.gate.clear()
+    first = asyncio.create_task(batcher.submit(0))
+    await model.running()
+    await asyncio.sleep(seconds)
+    model.gate.set()
+    await first
+
+
+async def test_what_is_announced_is_waited_for(made: Any, model: Model) -> None:
+    async with made() as batcher:
+        await learnt(batcher, model, 1.0)
+        made_ready = asyncio.Event()
+
+        async def prepare_and_submit() -> int:
+            with batcher.announced():
+                await made_ready.wait()
+                return (await asyncio.create_task(batcher.submit(2))).value
+
+        late = asyncio.create_task(prepare_and_submit())
+        await asyncio.sleep(0)
+        early = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0.05)
+        assert model.batches == [[0]]
+        made_ready.set()
+        assert ((await early).value, await late) == (2, 4)
+    assert model.batches == [[0], [1, 2]]
+
+
+async def test_what_is_announced_and_does_not_come_holds_nobody_up(made: Any, model: Model) -> None:
+    async with made() as batcher:
+        await learnt(batcher, model, 1.0)
+        with suppress(ValueError), batcher.announced():
+            early = asyncio.create_task(batcher.submit(1))
+            await asyncio.sleep(0.05)
+            raise ValueError("it could not be decoded")
+        async with asyncio.timeout(60):
+            await early
+        with batcher.announced():
+            async with asyncio.timeout(60):  # longer than the batch would take: it goes alone
+                await batcher.submit(2)
+    assert model.batches == [[0], [1], [2]]
+
+
+async def test_a_full_batch_waits_for_nobody(made: Any, model: Model) -> None:
+    async with made(max_batch=2) as batcher:
+        await learnt(batcher, model, 1.0)
+        with batcher.announced():
+            await asyncio.gather(*(batcher.submit(number) for number in (1, 2)))
+    assert model.batches == [[0], [1, 2]]
 
 
 async def test_one_thread_runs_everything_and_it_is_not_the_event_loops(made: Any, model: Model) -> None:

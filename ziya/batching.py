@@ -1,10 +1,13 @@
 """Gather requests into batches, run each batch on one thread, answer each request its own.
 
 An idle batcher dispatches at once; while a batch runs, what arrives meanwhile forms the next one, so
-batches grow exactly when there is load. `max_wait` lets a batch wait for company on top of that. The
-queue is bounded: what does not fit is refused, not delayed. Before each dispatch the requests whose
-time is over or whose caller has gone are dropped and counted. A batch that fails as a whole is run
-again item by item, so that a poisoned item fails alone.
+batches grow exactly when there is load. What is `announced` (an image that is being decoded) is waited
+for, though never longer than the batch itself will take: pictures that come together then go through
+the stages together, where one that went ahead would have its answer written at the cost of all others.
+`max_wait` lets a batch wait for company that nobody has announced. The queue is bounded: what does not
+fit is refused, not delayed. Before each dispatch the requests whose time is over or whose caller has
+gone are dropped and counted. A batch that fails as a whole is run again item by item, so that a
+poisoned item fails alone.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -52,6 +56,21 @@ class _Request(Generic[ItemT, ResultT]):
             self.answer.set_exception(error)
 
 
+@dataclass(eq=False, slots=True)
+class _Announcement:
+    """One of `others`; `changed` wakes the batcher. Ending it again does nothing."""
+
+    others: set[_Announcement]
+    changed: asyncio.Event
+
+    def end(self) -> None:
+        self.others.discard(self)
+        self.changed.set()
+
+
+_ANNOUNCEMENT: ContextVar[_Announcement | None] = ContextVar("announcement", default=None)
+
+
 class _Counts:
     """The batcher's metrics: `ziya_<service>_<name>_…`."""
 
@@ -66,17 +85,17 @@ class _Counts:
         self.backlog_seconds = metrics.gauge(
             f"{name}_backlog_seconds", "Seconds that the waiting requests will take, as measured of those before"
         )
-        self._seconds_each = 0.0
+        self.seconds_each = 0.0
 
     def waiting(self, requests: int) -> None:
         self.queued.set(requests)
-        self.backlog_seconds.set(requests * self._seconds_each)
+        self.backlog_seconds.set(requests * self.seconds_each)
 
     def ran(self, requests: int, seconds: float) -> None:
         """Of the seconds that one request takes an average is kept, in which the latest batch counts a fifth."""
         self.compute_seconds.observe(seconds)
         each = seconds / requests
-        self._seconds_each += (each - self._seconds_each) * (0.2 if self._seconds_each else 1.0)
+        self.seconds_each += (each - self.seconds_each) * (0.2 if self.seconds_each else 1.0)
 
 
 class Batcher(Generic[ItemT, ResultT]):
@@ -100,6 +119,7 @@ class Batcher(Generic[ItemT, ResultT]):
         metrics = metrics if metrics is not None else Metrics("batcher")
         self._counts, self._service = _Counts(metrics, name), metrics.service
         self._queue: deque[_Request[ItemT, ResultT]] = deque()
+        self._announcements: set[_Announcement] = set()
         self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._worker: asyncio.Task[None] | None = None
@@ -124,7 +144,24 @@ class Batcher(Generic[ItemT, ResultT]):
         self._queue.append(request)
         self._counts.waiting(len(self._queue))
         self._arrival.set()
+        if announcement := _ANNOUNCEMENT.get():
+            announcement.end()
         return await request.answer
+
+    @contextmanager
+    def announced(self) -> Iterator[None]:
+        """Around what leads to a `submit`, in this task or one that it starts: batches that could begin wait for it.
+
+        It ends with the first `submit`, or with the block, where nothing is to be submitted after all.
+        """
+        announcement = _Announcement(self._announcements, self._arrival)
+        self._announcements.add(announcement)
+        token = _ANNOUNCEMENT.set(announcement)
+        try:
+            yield
+        finally:
+            _ANNOUNCEMENT.reset(token)
+            announcement.end()
 
     @property
     def queued(self) -> int:
@@ -149,16 +186,20 @@ class Batcher(Generic[ItemT, ResultT]):
         self._queue.clear()
 
     async def _gather(self) -> None:
-        """Returns when there is something to run: at once with a full batch, else after `max_wait`."""
+        """Returns when there is something to run: at once with a full batch, else when the wait for company is over."""
         while not self._queue and not self._closed:
             self._arrival.clear()
             await self._arrival.wait()
-        ends = self._queue[0].arrived + self._max_wait if self._queue else 0.0
-        while len(self._queue) < self._max_batch and not self._closed and (left := ends - time.perf_counter()) > 0:
+        while len(self._queue) < self._max_batch and not self._closed and (left := self._patience()) > 0:
             self._arrival.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._arrival.wait()
+
+    def _patience(self) -> float:
+        """Seconds that a batch of those in the queue may wait still; there are some."""
+        company = self._counts.seconds_each * len(self._queue) if self._announcements else 0.0
+        return self._queue[0].arrived + max(self._max_wait, company) - time.perf_counter() if self._queue else 0.0
 
     def _take(self) -> list[_Request[ItemT, ResultT]]:
         self._forget_gone()

@@ -44,7 +44,7 @@ class Settings(ProcessSettings):
     qformer_metrics_port: int | None = Field(None, ge=0, le=65535)
     # Also how many references are read from the bus at once.
     qformer_max_batch: int = Field(16, ge=1)
-    # An idle model starts at once; a wait trades latency for larger batches.
+    # An idle model starts at once, or with what is on its way in here; a wait is for what is not here yet.
     qformer_max_wait: float = Field(0.0, ge=0)
     qformer_max_queue: int = Field(128, ge=1)
     # What a peer has neither finished nor renewed for so long is taken over.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,10 @@ class TokenSource:
 
     async def close(self) -> None:
         await self._batcher.close()
+
+    def announced(self) -> AbstractContextManager[None]:
+        """Around work whose features are being fetched: a batch of others waits for it, though not for long."""
+        return self._batcher.announced()
 
     async def open(self, envelopes: Sequence[bytes]) -> list[Array | InvalidEnvelope]:
         """The checked features [N, V] in each FEATURES envelope, or what is wrong with it."""

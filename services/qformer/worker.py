@@ -115,7 +115,8 @@ class Worker:
 
     async def _handle(self, batch: Sequence[Delivery]) -> None:
         try:
-            await self._work_on(batch)
+            with self._source.announced():
+                await self._work_on(batch)
         finally:
             self._bus.release(batch)
 

@@ -43,7 +43,7 @@ class Settings(ProcessSettings):
     vision_port: int = Field(9001, ge=0, le=65535)
     vision_metrics_port: int | None = Field(None, ge=0, le=65535)
     vision_max_batch: int = Field(16, ge=1)
-    # An idle model starts at once; a wait trades latency for larger batches.
+    # An idle model starts at once, or with what is on its way in here; a wait is for what is not here yet.
     vision_max_wait: float = Field(0.0, ge=0)
     vision_max_queue: int = Field(128, ge=1)
     # Threads of one forward pass, and threads that decode and preprocess.

@@ -12,6 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,10 @@ class FeatureSource:
     async def close(self) -> None:
         await self._batcher.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def announced(self) -> AbstractContextManager[None]:
+        """Around a request with an image: a batch of others waits for its being decoded, though not for long."""
+        return self._batcher.announced()
 
     def remembered(self, key: str) -> Encoded | None:
         """The features if they are in memory."""

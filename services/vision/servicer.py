@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Coroutine
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,9 @@ class VisionServicer(VisionEncoderServicer):
         self._withdrawing: set[asyncio.Task[None]] = set()
 
     async def Encode(self, request: EncodeRequest, context: grpc.aio.ServicerContext[Any, Any]) -> EncodeReply:
-        ask = await self._check(request, deadline_of(context, self._timeout))
-        encoded = await (self._encode(ask) if request.inline else self._to_bus(ask))
+        with self._source.announced() if request.image else nullcontext():
+            ask = await self._check(request, deadline_of(context, self._timeout))
+            encoded = await (self._encode(ask) if request.inline else self._to_bus(ask))
         if encoded.work_id:
             work_id, call = encoded.work_id, context
             call.add_done_callback(lambda _call: self._answered(call, work_id))  # type: ignore[arg-type]
