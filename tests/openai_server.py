@@ -120,6 +120,7 @@ class OpenAIServer:
     most_in_flight: int = 0
     port: int = 0
     secure: bool = False
+    models: Sequence[str] = ("fake-model",)
 
     @property
     def url(self) -> str:
@@ -130,7 +131,7 @@ class OpenAIServer:
         try:
             while head := await self._head(reader):
                 if head["line"].startswith("GET"):
-                    models = json.dumps({"data": [{"id": "fake-model", "owned_by": "tests"}]}).encode()
+                    models = json.dumps({"data": [{"id": name, "owned_by": "tests"} for name in self.models]}).encode()
                     await self._answer(Script((Raw(models),), 200, "application/json", "counted"), writer)
                     continue
                 self.heads.append(head)

@@ -109,45 +109,6 @@ async def test_questions_overlap_and_never_more_than_asked_for(records: Path, tm
     assert printed.startswith("fake-model\n")
 
 
-async def test_after_a_kill_only_what_was_not_answered_is_asked(records: Path, tmp_path: Path) -> None:
-    async with openai_server() as server:
-        namer, never = Namer(server), asyncio.Event()
-
-        async def ten_answers(body: dict[str, Any]) -> None:
-            if len(server.bodies) > 10:
-                await never.wait()
-            await namer.answer(body)
-
-        server.before = ten_answers
-        words = asking(server, records, tmp_path)
-        null = asyncio.subprocess.DEVNULL
-        child = await asyncio.create_subprocess_exec(*words, cwd=ROOT, stdout=null, stderr=null)
-        try:
-            while len(kept := calls(tmp_path / "store" / "ledger.sqlite")) < 10 or server.in_flight < 8:
-                assert child.returncode is None
-                await asyncio.sleep(0.02)
-        finally:
-            child.kill()
-            await child.wait()
-        before = len(server.bodies)
-        server.before = namer.answer
-        await asked(words)
-        again = [head["idempotency-key"] for head in server.heads[before:]]
-        assert len(again) == len(set(again)) == 26 - len(kept)
-        assert not kept & set(again)
-        # And what was in flight at the kill came again under the name that it had.
-        first = {head["idempotency-key"] for head in server.heads[:before]}
-        assert first - kept <= set(again)
-        (result,) = results(tmp_path)
-        assert result["metrics"]["accuracy"] == 1.0
-        # All is known: nobody need be there.
-        asked_until_now = len(server.bodies)
-        await asked(words)
-        assert len(server.bodies) == asked_until_now
-        await asked([*words, "--fresh"])
-        assert len(server.bodies) == asked_until_now + 26
-
-
 def calls(path: Path) -> set[str]:
     """The digests that the ledger has a call of."""
     if not path.is_file():

@@ -50,6 +50,8 @@ async def test_a_chinese_browser_on_a_phone_gets_a_chinese_page_of_its_width(her
         await tab.ask("这是什么？")
         await tab.sees(f"[{expected_sight(image)}]{WORDS}")
         await tab.sees("首字", "#times")
+        await tab.is_free()
+        await expect(tab.page.locator("#ask textarea")).to_have_attribute("placeholder", "输入问题，拖入或粘贴图片")
         widths = await tab.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert widths == [390, 390]
     assert "这是什么？" in "".join(here.behind.triton.asked[-1].texts)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import importlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
+from cli.eval import options as flags
 from cli.eval.plan import LANGUAGES, Plan, spoken
 from cli.eval.report import as_dict, lines, predictions
-from cli.eval.run import evaluate
+from cli.eval.run import Found, evaluate
 from cli.state import home
 from cli.text import CommandError, remark, say
 from training.errors import TrainingError
-from training.scoring.layouts import LAYOUTS
-from training.scoring.tasks import TASKS
 from training.stage_folder import write_json
 from ziya.checkpoint import CheckpointError
 
@@ -40,50 +39,29 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command(cls=_Eval)
 def evaluation(
-    target: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT|URL", help="A checkpoint folder, or an OpenAI-compatible server's URL.")
-    ],
-    data: Annotated[
-        list[str], typer.Option(metavar="[en=|zh=]PATH", help="What to ask; again for the same in the other language.")
-    ],
-    task: Annotated[list[str], typer.Option(metavar="TASK", help=f"Of {', '.join(TASKS)}; may be given again.")],
-    layout: Annotated[
-        str | None, typer.Option(metavar="LAYOUT", help=f"Of {', '.join(LAYOUTS)}. [default: what PATH looks like]")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that picture names start at. [default: where PATH lies]")
-    ] = None,
-    annotations: Annotated[Path | None, typer.Option(help="VQA's answers. [default: beside PATH, by its name]")] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Of Karpathy's layout, CSVs and ScienceQA; of token files a list. [default: test]"),
-    ] = None,
-    language: Annotated[Literal["en", "zh", "both"], typer.Option(help="To ask in.")] = "both",
-    field: Annotated[str | None, typer.Option(help="Of our own records, to read. [default: the task's]")] = None,
-    templates: Annotated[
-        str | None, typer.Option(help="Set of wordings, whose first one is asked. [default: the task's]")
-    ] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(metavar="en=|zh=TEXT", help="Ask so instead; may hold {question}, {options}.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Ask about so many items, evenly spaced.", min=1)] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
-    top_k: Annotated[int, typer.Option(help="Retrieval: so many are ranked anew by ITM.", min=1)] = 128,
-    model: Annotated[str | None, typer.Option(help="Its name at a URL. [default: the first that is listed]")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Sent as a bearer token.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Questions at once to a URL.", min=1)] = 16,
-    device: Annotated[str | None, typer.Option(help="For a checkpoint. [default: a GPU where there is one]")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Of torch, for a checkpoint. [default: its own choice]", min=1)
-    ] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="Folder that answers are kept in. [default: ~/.local/state/ziya/eval]")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ask everything again.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
-    predictions_file: Annotated[
-        Path | None, typer.Option("--predictions", metavar="FILE", help="Write every answer and its score there.")
-    ] = None,
+    target: flags.Target,
+    data: flags.Data,
+    task: flags.Tasks,
+    layout: flags.Layout = None,
+    images: flags.Images = None,
+    annotations: flags.Annotations = None,
+    split: flags.Split = None,
+    language: flags.Language = "both",
+    field: flags.Field = None,
+    templates: flags.Templates = None,
+    prompt: flags.Prompts = None,
+    limit: flags.Limit = None,
+    max_tokens: flags.MaxTokens = 64,
+    top_k: flags.TopK = 128,
+    model: flags.Model = None,
+    api_key: flags.ApiKey = None,
+    concurrency: flags.Concurrency = 16,
+    device: flags.Device = None,
+    threads: flags.Threads = None,
+    store: flags.StoreFolder = None,
+    fresh: flags.Fresh = False,
+    json_file: flags.JsonFile = None,
+    predictions_file: flags.PredictionsFile = None,
 ) -> None:
     """Measure how good a model's answers are, in English and in Chinese, and whether the languages differ.
 
@@ -113,14 +91,21 @@ def evaluation(
         store=store or home() / "eval",
         fresh=fresh,
     )
+    _write(_found(plan, api_key), plan, json_file, predictions_file)
+
+
+def _found(plan: Plan, api_key: str | None) -> Found:
     try:
-        found = asyncio.run(evaluate(plan, api_key))
+        return asyncio.run(evaluate(plan, api_key))
     except TrainingError as error:
         raise CommandError(str(error), error.exit_code) from error
     except CheckpointError as error:
         raise CommandError(str(error), 2) from error
     except KeyboardInterrupt as error:
         raise CommandError("stopped; the same command goes on from here", 130) from error
+
+
+def _write(found: Found, plan: Plan, json_file: Path | None, predictions_file: Path | None) -> None:
     for line in lines(found):
         say(line)
     if json_file:

@@ -65,6 +65,9 @@ def _remarks(results: Sequence[Result]) -> Iterator[str]:
         if result.failed:
             reason = next(one.failed for one in result.said if one.failed)
             yield f"without an answer, {NAMES[result.language]}: {result.failed}, such as {reason}"
+        if result.unavailable:
+            again = "failed for the moment and count as wrong: the same command asks them again"
+            yield f"{result.unavailable} of these {again}"
 
 
 def _gap_row(task: str, one: Gap) -> str:
@@ -96,6 +99,7 @@ def _result(result: Result) -> dict[str, Any]:
         "items": len(result.items),
         "left_out": len(result.bad),
         "without_answer": result.failed,
+        "failed_for_the_moment": result.unavailable,
         "from_store": result.cached,
         "question": result.items[0].question,
         "metrics": dict(result.scores.metrics),

@@ -17,7 +17,7 @@ from training.scoring.ask import Ask, Target
 from training.scoring.gap import Gap, gap
 from training.scoring.item import Item, Picture
 from training.scoring.result import Scores
-from training.scoring.store import BAD_PICTURE, Said, Store, digest_of
+from training.scoring.store import BAD_PICTURE, UNAVAILABLE, Said, Store, digest_of
 from training.scoring.tasks import Task
 
 Beat = Callable[[int], None]
@@ -45,6 +45,11 @@ class Result:
     def failed(self) -> int:
         """Items without an answer."""
         return sum(bool(one.failed) for one in self.said)
+
+    @property
+    def unavailable(self) -> int:
+        """Of these, the ones that failed for the moment: whoever evaluates again asks them again."""
+        return sum(one.failed.startswith(UNAVAILABLE) for one in self.said)
 
     def by_key(self, metric: str) -> dict[str, float]:
         """The items' scores, for comparing the same items."""

@@ -19,7 +19,8 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS rounds (target TEXT PRIMARY KEY, number INTEGER NOT NULL)",
 )
 _MANY = 500
-BAD_PICTURE = "bad picture"
+# Kinds of failures: of a picture, which no asking mends, and of the weather, which another try may.
+BAD_PICTURE, UNAVAILABLE = "bad picture", "unavailable"
 
 
 @dataclass(frozen=True)

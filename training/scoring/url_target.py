@@ -52,7 +52,7 @@ class UrlTarget:
                 # Whoever stops early leaves nothing being asked behind a closed client.
                 async with aclosing(stream):
                     async for ask, answer in stream:
-                        yield ask, self._said(ask, answer, ledger)
+                        yield ask, _said(answer)
         for pair in broken:
             yield pair
 
@@ -70,12 +70,11 @@ class UrlTarget:
         content = [*parts, {"type": "text", "text": ask.item.question}]
         return Question(({"role": "user", "content": content},), max_tokens=self.max_tokens, seed=ask.round)
 
-    def _said(self, ask: Ask, answer: Answer | Failure, ledger: Ledger) -> Said:
-        if isinstance(answer, Answer):
-            return Said(answer.text.strip())
-        if answer.reason == "truncated" and (call := ledger.get(self._question(ask).digest(self.endpoint))):
-            return Said(call.text.strip())
-        return Said("", str(answer))
+
+def _said(answer: Answer | Failure) -> Said:
+    if isinstance(answer, Answer) or answer.reason == "truncated":
+        return Said(answer.text.strip())
+    return Said("", str(answer))
 
 
 def data_url(key: str, picture: bytes) -> str:
@@ -91,7 +90,10 @@ async def first_model(url: str, api_key: str | None) -> str:
     import openai  # noqa: PLC0415
 
     endpoint = Endpoint(url, "any", api_key)
-    async with openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=api_key or "none", timeout=30.0) as client:
+    http = openai.DefaultAsyncHttpxClient(trust_env=not endpoint.is_here)
+    async with openai.AsyncOpenAI(
+        base_url=endpoint.base_url, api_key=api_key or "none", timeout=30.0, http_client=http
+    ) as client:
         try:
             names = [model.id async for model in client.models.list()]
         except openai.OpenAIError as error:

@@ -76,6 +76,9 @@ def build(facts: PageFacts, client: httpx.AsyncClient, i18n: gr.I18n) -> gr.Bloc
         names = [] if facts.keys_needed and not key else await answer.models(client, key)
         return gr.update(choices=names or [facts.model], visible=len(names) > 1)
 
+    async def placeholder(request: gr.Request) -> Any:
+        return gr.update(placeholder=translations(language_of(request.headers.get("accept-language", "")))["ask"])
+
     with gr.Blocks(
         title=facts.model,
         analytics_enabled=False,
@@ -84,13 +87,14 @@ def build(facts: PageFacts, client: httpx.AsyncClient, i18n: gr.I18n) -> gr.Bloc
     ) as page:
         gr.Markdown(i18n("heading"), elem_id="heading", container=False)
         chosen = _parameters(facts, i18n)
+        textbox = _textbox(i18n)
         times = gr.Markdown(elem_id="times", container=False, render=False)
         gr.ChatInterface(
             chat,
             multimodal=True,
             editable=True,
             chatbot=_chatbot(i18n),
-            textbox=_textbox(i18n),
+            textbox=textbox,
             additional_inputs=chosen,
             additional_inputs_accordion=gr.Accordion(i18n("parameters"), open=facts.keys_needed, render=False),
             additional_outputs=[times],
@@ -104,6 +108,8 @@ def build(facts: PageFacts, client: httpx.AsyncClient, i18n: gr.I18n) -> gr.Bloc
         times.render()
         key, model = chosen[:2]
         page.unload(leave)
+        # ChatInterface takes the placeholder away with every question, and never gives it back.
+        times.change(placeholder, None, textbox, queue=False, api_visibility="private", show_progress="hidden")
         gr.on([page.load, key.change], list_models, key, model, api_visibility="private", show_progress="hidden")
     page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
     return page
