@@ -5,12 +5,14 @@ Everything it says can be checked: the Chinese of a text is `chinese` of it.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.build_inputs import CAPTIONS, jpeg
 from tests.llm_rules import answer as other
 from tests.llm_rules import back, is_chinese, last_text, translate
 
@@ -37,6 +39,18 @@ def answer(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | No
     if "items" in asked:
         return {"items": [_item(asked["items"]["items"], last_text(messages))]}
     return other(messages, schema)
+
+
+def seeing(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | None) -> Any:
+    """Speaks of the picture itself: which of `tests.build_inputs.jpeg` it is, and nothing where it sees none."""
+    if "items" not in (schema or {}).get("properties", {}):
+        return answer(messages, schema)
+    content = messages[-1]["content"]
+    parts = content if isinstance(content, list) else []
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    seen = [base64.b64decode(url.partition("base64,")[2]) for url in urls]
+    words = [CAPTIONS[number] for picture in seen for number in range(3) if jpeg(number) == picture]
+    return {"items": [_item(schema["properties"]["items"]["items"], "".join(f"- {one}" for one in words))]}
 
 
 def _item(schema: Mapping[str, Any], words: str) -> Any:

@@ -115,6 +115,23 @@ def test_the_dry_run_asks_nothing_and_says_what_is_then_asked(server: LlmProcess
     assert "0 requests to make, 40 answered before" in again
 
 
+def test_the_dry_run_guesses_what_will_be_translated_back_and_knows_it_afterwards(
+    server: LlmProcess, tmp_path: Path
+) -> None:
+    source = lines(tmp_path / "in", 200, lambda number: f"a dog at house number {number}")
+    how = ("--back-translation", "0.3", "--keep-near-duplicates")
+    said = builds.build(source, tmp_path / "out", server.url, *how, "--dry-run")
+    assert "200 requests to make, 0 answered before" in said
+    assert "and about 60 to translate a sample back" in said
+    before = asked(server)
+    builds.build(source, tmp_path / "out", server.url, *how)
+    back = asked(server) - before - 200
+    assert 40 < back < 80
+    again = builds.build(source, tmp_path / "out", server.url, *how, "--dry-run")
+    assert f"0 requests to make, {200 + back} answered before" in again
+    assert "translate a sample back" not in again
+
+
 def test_answers_that_are_no_use_are_counted_and_weather_changes_nothing(tmp_path: Path) -> None:
     source = lines(tmp_path / "in", 60, lambda number: f"a dog at house number {number}")
     bad = {"refuse": 9, "truncate": 11, "filter": 13, "empty": 17, "bad_request": 19, "broken": 4, "misfit": 6}
@@ -125,6 +142,10 @@ def test_answers_that_are_no_use_are_counted_and_weather_changes_nothing(tmp_pat
     lost = builds.manifest(tmp_path / "calm" / "out")["made"]["rejects"]["answer"]
     # Broken and misfitting JSON is asked for again, and is well then.
     assert set(lost) == {"refused", "truncated", "filtered", "empty", "bad request"}
+    report = json.loads((tmp_path / "calm" / "out" / "report.json").read_text())
+    samples = [entry for _, entry in report["tally"]["samples"]["rejected/answer"]]
+    # What was said all the same is there to be looked at.
+    assert any('{"texts"' in sample["detail"] for sample in samples if sample["kind"] == "truncated")
     told = builds.manifest(tmp_path / "calm" / "out")
     assert told["records"] + told["empty"] == 60
     assert told["made"]["rows"] == 60
@@ -196,6 +217,16 @@ def test_what_is_wrong_is_one_plain_sentence(
     given = [option.format(place=tmp_path) for option in options]
     assert builds.refused(source, tmp_path / "out", server.url, *given)[0] == code
     assert sentence in builds.refused(source, tmp_path / "out", server.url, *given)[1]
+
+
+def test_a_flag_goes_before_the_file_under_whichever_name_that_has_it(server: LlmProcess, tmp_path: Path) -> None:
+    source = lines(tmp_path / "in", 20, lambda number: f"a dog at house number {number}")
+    (tmp_path / "options.yaml").write_text("shardSamples: 3\ngates: {backTranslation: 1.0, nearDuplicates: false}\n")
+    how = ("--options", str(tmp_path / "options.yaml"), "--back-translation", "0", "--shard-samples", "7")
+    builds.build(source, tmp_path / "out", server.url, *how)
+    said = builds.manifest(tmp_path / "out")["options"]
+    assert said["shard_samples"] == 7
+    assert (said["gates"]["back_translation"], said["gates"]["near_duplicates"]) == (0, False)
 
 
 def test_a_folder_of_something_else_is_not_filled(server: LlmProcess, tmp_path: Path) -> None:

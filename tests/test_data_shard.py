@@ -35,6 +35,25 @@ def build_shard(folder, shard, shards, *, words, trouble=None):
     if trouble == "raises":
         raise OSError("the disk is full")
 """
+JOINED = """
+import os, signal
+from pathlib import Path
+
+def build_shard(folder, shard, shards):
+    (folder / "unjoined").mkdir()
+    (folder / "unjoined" / f"{shard}.txt").write_text(f"text {shard}")
+    (folder / f"lasting-{shard}.txt").write_text("it stays")
+
+def join(folder, shards):
+    with open(os.environ["CALLS"], "a") as calls:
+        calls.write("join\\n")
+    texts = [(folder / "unjoined" / f"{shard}.txt").read_text() for shard in range(shards)]
+    if not (folder / "again").exists():
+        (folder / "again").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / "all.txt").write_text(", ".join(texts))
+    return ["all.txt"]
+"""
 WHOLE = """
 def build(folder, *, word):
     (folder / "kept").mkdir(exist_ok=True)
@@ -47,6 +66,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "pieces_builder.py").write_text(BUILDER)
     (tmp_path / "modules" / "whole_builder.py").write_text(WHOLE)
+    (tmp_path / "modules" / "joining_builder.py").write_text(JOINED)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{Path(__file__).parents[1]}")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     return tmp_path
@@ -123,6 +143,29 @@ def test_a_piece_that_was_damaged_or_asked_for_otherwise_is_built_again(place: P
     assert other != first
     assert texts(place) == {"0-0.txt": "b"}
     assert len(calls(place)) == 3
+
+
+def test_what_is_there_to_be_joined_goes_when_it_is_and_comes_back_when_that_is_lost(place: Path) -> None:
+    stage = {"name": "texts", "type": "data", "builder": "joining_builder", "shards": 2, "options": {}}
+    file, folder = write_job(place, stage), place / "out" / "texts"
+    assert build(file, 0)[0] == 0
+    assert build(file, 1)[0] == -signal.SIGKILL
+    assert not StageFolder(folder).is_done
+    assert len(list((folder / "unjoined").iterdir())) == 2
+    assert build(file, 0)[0] == 0
+    assert (folder / "all.txt").read_text() == "text 0, text 1"
+    assert not (folder / "unjoined").exists()
+    # A message that comes late finds it done.
+    assert build(file, 1)[0] == 0
+    assert calls(place) == ["join", "join"]
+    for joins, lost in ((3, "all.txt"), (4, "lasting-0.txt")):
+        (folder / lost).unlink()
+        assert build(file, 0)[0] == 0
+        assert not StageFolder(folder).is_done
+        assert build(file, 1)[0] == 0
+        assert (folder / lost).exists()
+        assert calls(place) == ["join"] * joins
+    assert (folder / "all.txt").read_text() == "text 0, text 1"
 
 
 @pytest.mark.parametrize(

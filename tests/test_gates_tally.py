@@ -50,6 +50,27 @@ def tally_of(counted: list[tuple[Row, list[Finding]]]) -> Tally:
     return tally
 
 
+def test_a_verdict_in_two_steps_is_a_verdict() -> None:
+    """What is noted first and settled later, in any order, is counted and sampled as what was known at once."""
+    late = Reject("near duplicate", "the same text", "1.00 to kept row 7")
+    counted = [
+        (row, [*found, late] if number % 3 == 0 and passes(found) else found)
+        for number, (row, found) in enumerate(rows(120))
+    ]
+    noted = Tally()
+    open_ = []
+    for row, found in counted:
+        noted.looked["length"] += 1
+        measure(row, noted)
+        known = [one for one in found if one is not late]
+        if noted.note(row, known) is None:
+            open_.append((row, late if late in found else None))
+    for row, reject in reversed(open_):
+        noted.settle(row.task, row.digest, lambda row=row: row, reject)
+    assert noted.state() == tally_of(counted).state()
+    assert noted.state()["rejects"]["near duplicate"] == {"the same text": noted.rejects[late.gate, late.kind]}
+
+
 @given(st.lists(st.integers(0, 120), max_size=4), st.randoms())
 def test_tallies_of_parts_add_up_in_any_order(cuts: list[int], draw: random.Random) -> None:
     counted = rows(120)

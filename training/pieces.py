@@ -8,7 +8,10 @@ without it the piece is not there. When all are there, the stage is done.
 
 A module with `build_shard` may have two things more. Where the function takes an argument `kept`, it is given a folder
 that outlives a killed piece. A function `join(folder, shards, **options)` is called in the stage's folder when all
-pieces are there: it may write files of other names, the same ones however often it is called, each whole or not at all.
+pieces are there: it may write files of other names, the same ones however often it is called, each whole or not at all,
+and may return the names of those that the stage cannot do without. It is called by one process at a time, again after
+a kill, and never again once done.json says that the stage is finished. What a piece writes below `unjoined/` is there
+for `join` alone: it counts as the piece's until then, and is removed when the stage is finished.
 """
 
 from __future__ import annotations
@@ -26,13 +29,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from training.errors import BadConfig, BadData
 from training.job import Stage
 from training.stage_folder import StageFolder, write_json
 
 BUILD, BUILD_SHARD, JOIN, KEPT = "build", "build_shard", "join", "kept"
+UNJOINED = "unjoined"
 _NAMES, DONE = "shards", "done.json"
 
 
@@ -53,30 +57,49 @@ class Pieces:
             raise BadConfig(f"{self.stage.name} has pieces 0 to {self.stage.shards - 1}, no piece {number}")
         builder = _builder(self.stage, self.folder.path)
         with self._alone(number):
-            manifest = self._manifest(number) or self._built(number, builder)
-        if not self.folder.is_done:
-            self._finish(builder)
+            manifest = self._known(number) or self._built(number, builder)
+        self._finish(builder)
         return str(manifest["digest"])
 
     def missing(self) -> list[int]:
-        return [number for number in range(self.stage.shards) if self._manifest(number) is None]
+        """Which pieces must be built. All of them, where one is damaged and what was there for `join` is gone."""
+        numbers = range(self.stage.shards)
+        if all(self._known(number) for number in numbers):
+            return []
+        return [number for number in numbers if self._manifest(number) is None]
+
+    def _known(self, number: int) -> dict[str, Any] | None:
+        """The manifest of a piece that need not be built.
+
+        Another process may finish the stage just now: it says so before it removes what was there for `join`.
+        """
+        there = self._manifest(number)
+        return self._manifest(number, finished=True) if there is None and self._is_finished() else there
 
     def _path(self, number: int) -> Path:
         return self.folder.path / _NAMES / f"{number}.json"
 
-    def _manifest(self, number: int) -> dict[str, Any] | None:
+    def _manifest(self, number: int, finished: bool = False) -> dict[str, Any] | None:
         """None when the piece is not there: never built, built otherwise, or its files are not what they were."""
+        return self._whole(self._path(number), "" if not finished else f"{UNJOINED}/")
+
+    def _is_finished(self) -> bool:
+        """Whether the stage is, as it is now, and what `join` made is what it was."""
+        return self._whole(self.folder.path / DONE) is not None
+
+    def _whole(self, path: Path, but: str = "") -> dict[str, Any] | None:
+        """What the file says, if it speaks of this stage and of files that are there; some need not be."""
         try:
-            said: dict[str, Any] = json.loads(self._path(number).read_text("utf-8"))
-            if said["of"] != _identity(self.stage):
-                return None
-            whole = all(_size(self.folder.path / file["path"]) == file["size"] for file in said["files"])
+            said: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            needed = [file for file in said["files"] if not but or not file["path"].startswith(but)]
+            whole = all(_size(self.folder.path / file["path"]) == file["size"] for file in needed)
+            return said if whole and said["of"] == _identity(self.stage) else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        return said if whole else None
 
     def _built(self, number: int, builder: _Builder) -> dict[str, Any]:
         began = time.monotonic()
+        (self.folder.path / DONE).unlink(missing_ok=True)
         if builder.whole is not None:
             made = builder.whole(self.folder.path) or _others(self.folder.path)
             files = [_described(path, self.folder.path) for name in made for path in _files(self.folder.path / name)]
@@ -115,19 +138,32 @@ class Pieces:
                 raise BadData(f"{self.stage.name}: pieces {other} and {number} both make {both[0]}: names must differ")
 
     def _finish(self, builder: _Builder) -> None:
-        manifests = [self._manifest(number) for number in range(self.stage.shards)]
-        there = [manifest for manifest in manifests if manifest is not None]
-        if len(there) == self.stage.shards:
-            if builder.join is not None:
-                builder.join()
-            digests = "".join(f"{manifest['digest']}\n" for manifest in there)
-            seconds = round(sum(manifest["seconds"] for manifest in there), 1)
-            digest = f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
-            artifact = {"path": self.folder.path.name, "digest": digest}
-            self.folder.finish({"stage": self.stage.name, "artifact": artifact, "seconds": seconds})
+        """If all pieces are there; who comes while another process joins them waits, and finds it done."""
+        if self.missing():
+            return
+        with self._alone("join"):
+            if not self._is_finished():
+                self._join(builder)
+            if self._is_finished():
+                shutil.rmtree(self.folder.path / UNJOINED, ignore_errors=True)
+
+    def _join(self, builder: _Builder) -> None:
+        there = [manifest for number in range(self.stage.shards) if (manifest := self._manifest(number))]
+        if len(there) < self.stage.shards:
+            return
+        made = (builder.join() if builder.join is not None else None) or ()
+        files = [{"path": name, "size": _size(self.folder.path / name)} for name in made]
+        digests = "".join(f"{manifest['digest']}\n" for manifest in there)
+        artifact = {
+            "path": self.folder.path.name,
+            "digest": f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}",
+        }
+        summary = {"stage": self.stage.name, "of": _identity(self.stage), "artifact": artifact}
+        seconds = round(sum(manifest["seconds"] for manifest in there), 1)
+        self.folder.finish({**summary, "seconds": seconds, "files": files})
 
     @contextmanager
-    def _alone(self, number: int) -> Iterator[None]:
+    def _alone(self, number: int | Literal["join"]) -> Iterator[None]:
         """A message may come twice: the second one waits here, and then finds the piece."""
         names = self.folder.path / _NAMES
         names.mkdir(parents=True, exist_ok=True)
@@ -149,7 +185,7 @@ class _Builder(NamedTuple):
 
     whole: Callable[[Path], Sequence[str] | None] | None = None
     piece: Callable[[Path, int], object] | None = None
-    join: Callable[[], object] | None = None
+    join: Callable[[], Sequence[str] | None] | None = None
 
 
 def _builder(stage: Stage, place: Path) -> _Builder:
@@ -172,7 +208,7 @@ def _builder(stage: Stage, place: Path) -> _Builder:
 
 
 def _piecewise(
-    stage: Stage, place: Path, build_shard: Callable[..., object], join: Callable[..., object] | None
+    stage: Stage, place: Path, build_shard: Callable[..., object], join: Callable[..., Any] | None
 ) -> _Builder:
     more = {KEPT: place / KEPT} if KEPT in inspect.signature(build_shard).parameters else {}
     _check_options(stage, build_shard, 0, stage.shards, **more)

@@ -84,11 +84,9 @@ class Asking:
                         yield question
 
 
-def questions(
-    plan: Plan, rows: Rows, step: Callable[[], None] = lambda: None, bad: BadSamples | None = None
-) -> Iterator[Question]:
+def questions(plan: Plan, rows: Rows, step: Callable[[], None] = lambda: None) -> Iterator[Question]:
     """Of all rows in order. Raises BadData when too many rows cannot be used: before they are paid for."""
-    bad = bad or BadSamples(plan.options.bad_share)
+    bad = BadSamples(plan.options.bad_share)
     for number, row in enumerate(rows.read(bad, step)):
         if number % _CHECKED_EACH == 0:
             bad.check()

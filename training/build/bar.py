@@ -44,9 +44,9 @@ class Bar:
         if self._bar and self._task is not None:
             self._bar.reset(self._task, total=total, description=self._words())
 
-    def step(self) -> None:
-        """One row more."""
-        self._done += 1
+    def step(self, rows: int = 1) -> None:
+        """So many rows more."""
+        self._done += rows
         self._tell()
 
     def answered(self, *, cached: bool, failed: bool, spent: Callable[[], Spent]) -> None:

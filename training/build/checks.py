@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.build.candidates import Candidates
 from training.build.options import GateOptions
 from training.build.prompts import generate, translate
 from training.gates.back_translation import BackTranslation
 from training.gates.duplicates import NearDuplicates
-from training.gates.gate import Finding
+from training.gates.gate import Finding, Gate
 from training.gates.inspection import inspect, measure, passes, pure_gates
 from training.gates.row import Row
 from training.gates.tally import Tally
@@ -27,14 +28,28 @@ Looked = Sequence[tuple[Row, list[Finding]]]
 
 
 class Checks(AbstractContextManager["Checks"]):
-    """Of one piece, in the order of its rows. Asks nobody: back-translations are looked up in the asker's ledger."""
+    """Of one piece, in the order of its rows. Asks nobody: back-translations are looked up in the asker's ledger.
 
-    def __init__(self, options: GateOptions, asker: Asker) -> None:
+    One of several pieces does not know what the earlier ones have: it passes `candidates`, a folder for entries that
+    are kept unless they are near duplicates, which is found out when the pieces are joined.
+    """
+
+    def __init__(self, options: GateOptions, asker: Asker, candidates: Path | None = None) -> None:
         self._pure = pure_gates(prompts=PROMPTS)
         self._asker, self._open = asker, ExitStack()
         self.back = BackTranslation(self._recalled, options.back_translation) if options.back_translation else None
-        self._duplicates = self._open.enter_context(NearDuplicates()) if options.near_duplicates else None
+        self._duplicates: NearDuplicates | None = None
+        self._candidates: Candidates | None = None
+        if options.near_duplicates and candidates is not None:
+            self._candidates = self._open.enter_context(Candidates(candidates))
+        elif options.near_duplicates:
+            self._duplicates = self._open.enter_context(NearDuplicates())
         self._agreement = _agreement(options)
+
+    @property
+    def agreement(self) -> dict[str, str] | None:
+        """Fingerprints of the checkpoint that scores texts and pictures, if one does."""
+        return self._agreement.fingerprints if self._agreement is not None else None
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
@@ -45,9 +60,7 @@ class Checks(AbstractContextManager["Checks"]):
 
     def back_question(self, row: Row) -> Question | None:
         """What must be asked of a row before the gates look closer; None for most."""
-        if self.back is None or not self.back.chosen(row) or not passes(self.look(row, Tally(samples=0))):
-            return None
-        return self.back.question(row)
+        return back_question(self.back, self._pure, row) if self.back is not None else None
 
     async def look_closer(self, rows: Looked, tally: Tally) -> None:
         """Adds what the dear gates find to the findings of rows that passed so far."""
@@ -63,20 +76,34 @@ class Checks(AbstractContextManager["Checks"]):
             _add(self.back.name, some, scores, self.back.findings(plain, scores), tally)
 
     def settle(self, row: Row, found: list[Finding], tally: Tally) -> bool:
-        """The row's verdict, counted; whether it is kept. Called for every row, in order."""
+        """The row's verdict, counted; whether it is kept as far as is known. Called for every row, in order."""
+        measure(row, tally)
+        if self._candidates is not None:
+            tally.looked[NearDuplicates.name] += passes(found)
+            return tally.note(row, found) is None
         if self._duplicates is not None and passes(found):
-            tally.looked[self._duplicates.name] += 1
+            tally.looked[NearDuplicates.name] += 1
             finding = self._duplicates.check(row)
             if finding is None:
                 self._duplicates.keep(row)
             else:
                 found.append(finding)
-        measure(row, tally)
-        tally.verdict(row, found)
-        return passes(found)
+        return tally.verdict(row, found) is None
+
+    def keep(self, record: int, field: str, place: int, row: Row) -> None:
+        """Told of every row that is kept, when it stands in a record as entry `place` of a field."""
+        if self._candidates is not None:
+            self._candidates.add(record, field, place, row)
 
     async def _recalled(self, question: Question) -> Answer | Failure:
         return self._asker.recall(question) or _NOT_ASKED
+
+
+def back_question(back: BackTranslation, gates: Sequence[Gate], row: Row) -> Question | None:
+    """Of a row in the sample that the gates let pass, which need nothing but the row."""
+    if not back.chosen(row) or not passes(inspect(row, gates, Tally(samples=0))):
+        return None
+    return back.question(row)
 
 
 def _agreement(options: GateOptions) -> Agreement | None:

@@ -18,7 +18,7 @@ from training.build.layouts.layout import SourceRow
 from training.build.options import TRANSLATED
 from training.build.rows import Rows
 from training.build.units import Read, units_of
-from training.build.work import Made, Plan, Work
+from training.build.work import FIELD, Made, Plan, Work
 from training.data.report import BadSamples
 from training.data.writer import Sample
 from training.errors import Stopped
@@ -62,7 +62,7 @@ class Composing:
 
     def samples(self) -> Iterator[Sample]:
         """Records and their pictures, in the order of the rows. Raises Stopped when asked to stop."""
-        source = self.rows.read(self.bad, self.step)
+        source, records = self.rows.read(self.bad, self.step), 0
         while some := list(islice(source, _BATCH)):
             if self.stop.requested:
                 raise Stopped("stopped while writing; all answers are kept, and the same command writes it anew")
@@ -73,6 +73,9 @@ class Composing:
                 if fields is None:
                     self.empty += 1
                     continue
+                for made, place in _places(draft):
+                    self.checks.keep(records, made.field, place, made.row)
+                records += 1
                 self.licences[str(draft.source.licence)] += 1
                 yield fields, draft.source.images
 
@@ -93,9 +96,11 @@ class Composing:
         return draft
 
     def _lose(self, work: Work, failure: Failure) -> None:
+        # What was said all the same shows why, to whoever looks at the report.
+        detail = f"{failure.detail}: {failure.text}" if failure.text else failure.detail
         for row in work.lost:
             self.tally.looked[_ANSWER] += 1
-            self.tally.verdict(row, [Reject(_ANSWER, failure.reason, failure.detail)])
+            self.tally.verdict(row, [Reject(_ANSWER, failure.reason, detail)])
 
     def _note(self, draft: _Draft, work: Work) -> None:
         """Which question made it, for the record's provenance."""
@@ -113,7 +118,9 @@ class Composing:
 
     def _fields(self, draft: _Draft) -> Mapping[str, Any] | None:
         """The record; None when nothing of it is left."""
-        fields = {name: value for name, value in draft.source.fields.items() if name not in TRANSLATED}
+        # What is generated takes the place of what the source calls so.
+        taken = {*TRANSLATED, *(FIELD[kind] for kind in self.plan.options.generate)}
+        fields = {name: value for name, value in draft.source.fields.items() if name not in taken}
         kept = False
         for name in TRANSLATED:
             entries = [entry for one, entry in draft.read.whole if one == name]
@@ -155,3 +162,11 @@ class Composing:
             "images": list(source.image_digests),
             "made": {name: note for name, note in sorted(draft.asked.items()) if name in fields},
         }
+
+
+def _places(draft: _Draft) -> Iterator[tuple[Made, int]]:
+    """What was made of a record, each with its place among the entries of its field: behind what needed no making."""
+    taken = Counter[str](name for name, _ in draft.read.whole)
+    for made in draft.accepted:
+        yield made, taken[made.field]
+        taken[made.field] += 1

@@ -1,4 +1,4 @@
-"""What a build tells of itself: of each piece in pieces/<number>.json, of the whole in manifest.json and the report.
+"""What a build tells of the whole, from what its pieces tell: index.json, manifest.json and the report.
 
 Nothing in a manifest depends on when, where or how fast something was made: equal builds have equal manifests.
 """
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from training.build.checks import PROMPTS
-from training.build.composing import Composing
 from training.build.demonstrations import load_demonstrations
 from training.build.options import BuildOptions
-from training.data.index import INDEX, Index, Shard
+from training.build.piece import Piece
+from training.data.index import INDEX, Index
 from training.data.report import BadSamples
+from training.data.writer import all_labels
 from training.errors import BadData
 from training.gates.page import write_report
 from training.gates.tally import Tally
@@ -27,64 +28,48 @@ from training.stage_folder import write_json
 
 FORMAT, VERSION = "ziya-build", 1
 MANIFEST = "manifest.json"
-_PIECES = "pieces"
 
 
-def write_piece(
-    folder: Path, shard: int, made: Composing, shards: Sequence[Shard], labels: Mapping[str, tuple[str, ...]]
-) -> None:
-    """pieces/<shard>.json in `folder`, beside the piece's shards."""
-    index = Index("", tuple(shards), {}, labels)
-    rows = made.rows
-    said = {
-        "piece": shard,
-        "rows": [rows.first, rows.end],
-        "layout": rows.layout.kind,
-        "input": rows.layout.digest,
-        "inputs": [dict(one) for one in rows.layout.inputs],
-        "records": index.samples,
-        "empty": made.empty,
-        "licences": dict(sorted(made.licences.items())),
-        "index": json.loads(index.to_bytes()),
-        "bad": made.bad.state(),
-        "tally": made.tally.state(),
-    }
-    write_json(folder / _PIECES / f"{shard:05d}.json", said)
-
-
-def write_manifest(folder: Path, shards: int, options: BuildOptions) -> None:
+def write_manifest(folder: Path, pieces: Sequence[Piece], options: BuildOptions) -> Index:
     """index.json, manifest.json and the report of all pieces. Raises BadData where they do not belong together."""
-    pieces = [json.loads((folder / _PIECES / f"{number:05d}.json").read_text("utf-8")) for number in range(shards)]
-    if len({piece["input"] for piece in pieces}) > 1:
-        raise BadData(f"{options.input} changed while it was built: remove {folder} and build it again")
-    index = _joined([piece["index"] for piece in pieces], folder.absolute().name)
+    _refuse_mixed(folder, pieces, options)
+    index = _joined(pieces, folder.absolute().name)
     tally, bad, licences = Tally(), BadSamples(options.bad_share), Counter[str]()
     for piece in pieces:
-        tally.merge(Tally.restore(piece["tally"]))
-        _add(bad, piece["bad"])
-        licences.update(piece["licences"])
+        tally.merge(Tally.restore(piece.tally))
+        _add(bad, piece.bad)
+        licences.update(piece.licences)
     if not index.samples:
         raise BadData(f"nothing of {options.input} was left: {bad.summary() or json.dumps(tally.state()['rejects'])}")
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "dataset": index.digest,
-        "layout": pieces[0]["layout"],
-        "inputs": pieces[0]["inputs"],
-        "input": pieces[0]["input"],
+        "layout": pieces[0].layout,
+        "inputs": pieces[0].inputs,
+        "input": pieces[0].input,
         "options": options.of_the_result,
         "prompts": hashlib.sha256("\0".join(PROMPTS).encode()).hexdigest(),
         "demonstrations": load_demonstrations(options.demonstration_path).digest,
+        "agreement": pieces[0].agreement,
         "licences": dict(sorted(licences.items())),
-        "rows": sum(piece["rows"][1] - piece["rows"][0] for piece in pieces),
+        "rows": sum(piece.rows[1] - piece.rows[0] for piece in pieces),
         "records": index.samples,
-        "empty": sum(piece["empty"] for piece in pieces),
+        "empty": sum(piece.empty for piece in pieces),
         "bad": bad.state(),
         "made": {"rows": tally.rows, "accepted": tally.accepted, "rejects": tally.state()["rejects"]},
     }
     write_json(folder / MANIFEST, manifest)
     write_report(tally, {"name": index.name, **manifest}, folder, account=_account(folder, options))
     _write(folder / INDEX, index.to_bytes())
+    return index
+
+
+def _refuse_mixed(folder: Path, pieces: Sequence[Piece], options: BuildOptions) -> None:
+    if len({piece.input for piece in pieces}) > 1:
+        raise BadData(f"{options.input} changed while it was built: remove {folder} and build it again")
+    if len({json.dumps(piece.agreement, sort_keys=True) for piece in pieces}) > 1:
+        raise BadData(f"{options.gates.agreement} changed while it was used: remove {folder} and build it again")
 
 
 def _account(folder: Path, options: BuildOptions) -> dict[str, Any]:
@@ -100,17 +85,10 @@ def _account(folder: Path, options: BuildOptions) -> dict[str, Any]:
     return dict(total)
 
 
-def _joined(parts: Sequence[Mapping[str, Any]], name: str) -> Index:
-    """One index of the parts' shards, in order."""
-    labels: dict[str, set[str]] = {}
-    whole: list[Shard] = []
-    for part in parts:
-        if part["samples"]:
-            index = Index.from_bytes(json.dumps(part).encode(), f"{name}/{_PIECES}")
-            whole += index.shards
-            for label, classes in index.labels.items():
-                labels.setdefault(label, set()).update(classes)
-    return Index(name, tuple(whole), {}, {label: tuple(sorted(one)) for label, one in sorted(labels.items())})
+def _joined(pieces: Sequence[Piece], name: str) -> Index:
+    """One index of the pieces' shards, in order."""
+    written = [one for piece in pieces for one in piece.written]
+    return Index(name, tuple(shard for shard, _ in written), {}, all_labels(labels for _, labels in written))
 
 
 def _add(bad: BadSamples, state: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ziya.model.atomic import replace_folder
 
 Sample = tuple[Mapping[str, Any], Sequence[bytes]]
 Templates = Mapping[str, Mapping[str, Sequence[str]]]
-Labels = defaultdict[str, set[str]]
+Labels = Mapping[str, Collection[str]]
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"GIF87a": "gif", b"GIF89a": "gif", b"BM": "bmp"}
 
 
@@ -44,27 +44,39 @@ def write_dataset(
     if shard_samples < 1:
         raise ValueError(f"a shard must have at least one sample, not {shard_samples}")
     refuse_foreign(folder)
-    labels: Labels = defaultdict(set)
     with replace_folder(folder) as draft:
-        shards = tuple(_write_shards(draft, iter(samples), shard_samples, labels))
-        if not shards:
+        written = list(write_shards(draft, samples, stem="shard", shard_samples=shard_samples))
+        if not written:
             raise BadData(f"{folder}: there are no samples to write")
         wordings = {key: {lang: tuple(texts) for lang, texts in one.items()} for key, one in (templates or {}).items()}
-        index = Index(name, shards, wordings, {key: tuple(sorted(classes)) for key, classes in sorted(labels.items())})
+        shards = tuple(shard for shard, _ in written)
+        index = Index(name, shards, wordings, all_labels(labels for _, labels in written))
         (draft / INDEX).write_bytes(index.to_bytes())
     return Dataset.open(str(folder))
 
 
 def write_shards(
     folder: Path, samples: Iterable[Sample], *, stem: str, shard_samples: int
-) -> tuple[tuple[Shard, ...], Mapping[str, tuple[str, ...]]]:
-    """Shards named `stem` and a number in `folder`, without an index; and the class names that were met, by label.
+) -> Iterator[tuple[Shard, Labels]]:
+    """Shards named `stem` and a number in `folder`, without an index, each with its class names by label.
 
     For a part of a dataset, whose index somebody writes when all parts are there. Raises BadData.
     """
-    labels: Labels = defaultdict(set)
-    shards = tuple(_write_shards(folder, iter(samples), shard_samples, labels, stem))
-    return shards, {label: tuple(sorted(classes)) for label, classes in sorted(labels.items())}
+    source = iter(samples)
+    for number in count():
+        first = next(source, None)
+        if first is None:
+            return
+        yield write_shard(folder / f"{stem}-{number:05d}", chain([first], islice(source, shard_samples - 1)))
+
+
+def all_labels(labels: Iterable[Labels]) -> dict[str, tuple[str, ...]]:
+    """The class names of several shards."""
+    met: defaultdict[str, set[str]] = defaultdict(set)
+    for some in labels:
+        for label, classes in some.items():
+            met[label].update(classes)
+    return {label: tuple(sorted(classes)) for label, classes in sorted(met.items())}
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -89,25 +101,16 @@ def image_suffix(image: bytes) -> str | None:
     return next((suffix for signature, suffix in _SIGNATURES.items() if image.startswith(signature)), None)
 
 
-def _write_shards(
-    draft: Path, samples: Iterator[Sample], shard_samples: int, labels: Labels, stem: str = "shard"
-) -> Iterator[Shard]:
-    for number in count():
-        first = next(samples, None)
-        if first is None:
-            return
-        yield _write_shard(draft / f"{stem}-{number:05d}", chain([first], islice(samples, shard_samples - 1)), labels)
-
-
-def _write_shard(stem: Path, samples: Iterable[Sample], labels: Labels) -> Shard:
+def write_shard(stem: Path, samples: Iterable[Sample]) -> tuple[Shard, Labels]:
+    """One shard, `stem`.tar and `stem`.index.npz, with its class names by label. Raises BadData."""
     tar_path, index_path = stem.with_suffix(".tar"), stem.with_suffix(".index.npz")
     texts: list[tuple[int, int]] = []
     images: list[tuple[int, int]] = []
-    first = [0]
+    first, met = [0], defaultdict[str, set[str]](set)
     with tarfile.open(tar_path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, (fields, pictures) in enumerate(samples):
             where = f"{stem.name}:{number}"
-            _note_labels(fields, labels, where)
+            _note_labels(fields, met, where)
             texts.append(_append(tar, f"{number:07d}.json", _encode(fields, where)))
             for place, picture in enumerate(pictures):
                 suffix = image_suffix(picture)
@@ -117,7 +120,7 @@ def _write_shard(stem: Path, samples: Iterable[Sample], labels: Labels) -> Shard
             first.append(len(images))
     members = Members(*_columns(texts), np.array(first, np.int64), *_columns(images))
     index_path.write_bytes(members.to_bytes())
-    return Shard(_describe(tar_path), _describe(index_path), len(texts), len(images))
+    return Shard(_describe(tar_path), _describe(index_path), len(texts), len(images)), all_labels([met])
 
 
 def _append(tar: tarfile.TarFile, name: str, content: bytes) -> tuple[int, int]:
@@ -136,7 +139,7 @@ def _encode(fields: Mapping[str, Any], where: str) -> bytes:
         raise BadData(f"{where}: the fields cannot be written as JSON: {error}") from error
 
 
-def _note_labels(fields: Mapping[str, Any], labels: Labels, where: str) -> None:
+def _note_labels(fields: Mapping[str, Any], labels: defaultdict[str, set[str]], where: str) -> None:
     given = fields.get("labels", {})
     if not isinstance(given, Mapping) or not all(isinstance(value, str) for value in given.values()):
         raise BadData(f"{where}: the field labels must give a class name a label")

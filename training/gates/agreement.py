@@ -57,6 +57,11 @@ class Agreement:
             raise BadConfig(f"{checkpoint}: this Q-Former has no retrieval heads, with which agreement is measured")
         self.at_least, self._languages, self._batch = at_least, tuple(languages), batch
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the weights that the scores depend on, by part."""
+        return {"vision": self._vision.fingerprint, "qformer": self._qformer.fingerprint}
+
     def scores(self, rows: Sequence[Row]) -> list[float | None]:
         """The cosine of each row, and None for those without one. A picture that cannot be read scores -1."""
         scored: list[float | None] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from training.gates.gate import Doubt, Finding, Reject
@@ -20,6 +20,8 @@ from training.llm.question import Answer, Failure, Question
 
 REJECT, DOUBT = 15.0, 30.0
 _NAMES = {"en": "English", "zh": "Chinese"}
+# Of English text, for a character of its Chinese translation.
+_LETTERS = 3
 _INSTRUCTION = (
     "Translate each text of the JSON list into {language}, as close to the words as the language allows. "
     'Answer with a JSON object {{"texts": [...]}} that has as many texts in the same order.'
@@ -40,6 +42,11 @@ class BackTranslation:
     def chosen(self, row: Row) -> bool:
         """Whether the row is in the sample."""
         return row.translated and row.share(self.name) < self.share
+
+    def likely(self, row: Row) -> Question:
+        """What would be asked for a row that is not translated yet: a text of the length it is likely to have."""
+        target = "zh" if row.language == "en" else "en"
+        return self.question(replace(row, made={target: tuple(_as_long(line, target) for line in row.source)}))
 
     def question(self, row: Row) -> Question:
         """What is asked for a row of the sample."""
@@ -83,6 +90,11 @@ class BackTranslation:
         if score < self.reject:
             return Reject(self.name, "comes back as something else", detail)
         return Doubt(self.name, "comes back in other words", detail)
+
+
+def _as_long(line: Line, language: str) -> Line:
+    length = len(line.text)
+    return Line(line.role, "字" * -(-length // _LETTERS) if language == "zh" else "a" * (_LETTERS * length))
 
 
 def similarity(source: Sequence[Line], back: Sequence[Any]) -> float:

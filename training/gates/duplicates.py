@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from training.gates.band_table import BandTable
 from training.gates.gate import Finding, Reject
@@ -30,8 +31,21 @@ SIMILARITY = 0.8
 LONG = {"en": 100, "zh": 40}
 
 
+class Match(NamedTuple):
+    """An earlier row that a row is a near duplicate of: how similar, and which of the kept ones, from 0."""
+
+    similarity: float
+    kept: int
+
+    def reject(self, row: Row) -> Reject:
+        kind = "the same text" if self.similarity == 1 else "a similar text"
+        return Reject(NearDuplicates.name, kind, f"{self.similarity:.2f} to kept row {self.kept}: {_line(row)}")
+
+
 class NearDuplicates:
     """A gate with a memory: `check` only looks, `keep` remembers a row that was accepted. One process, in row order.
+
+    `match` and `remember` do the same for texts that were signed before (`signed`), by other processes too.
 
     With a `folder` the memory outlives the process: it then knows the first `rows` rows that were kept, and
     `truncate` takes it back to what the caller is sure of.
@@ -52,23 +66,34 @@ class NearDuplicates:
         return self._shelf.rows
 
     def check(self, row: Row) -> Finding | None:
-        for own, bands in self._texts(row):
-            for number in self._table.find(bands):
-                similarity = jaccard(own, self._shelf.shingles(number))
-                if similarity >= self.similarity:
-                    kind = "the same text" if similarity == 1 else "a similar text"
-                    earlier = f"{similarity:.2f} to kept row {self._shelf.row_of(number)}"
-                    return Reject(self.name, kind, f"{earlier}: {_line(row)}")
-        return None
+        match = self.match(self._texts(row))
+        return match and match.reject(row)
 
     def keep(self, row: Row) -> None:
         """Remembers the row: later ones are compared with it."""
-        texts = []
-        for number, (own, bands) in enumerate(self._texts(row), self._shelf.texts):
+        self.remember(self._texts(row))
+
+    def match(self, texts: Sequence[Text]) -> Match | None:
+        """The first earlier row that a row of these texts is a near duplicate of."""
+        for own, bands in texts:
+            for number in self._table.find(bands):
+                similarity = jaccard(own, self._shelf.shingles(number))
+                if similarity >= self.similarity:
+                    return Match(similarity, self._shelf.row_of(number))
+        return None
+
+    def remember(self, texts: Sequence[Text]) -> None:
+        """As `keep`."""
+        kept = []
+        for number, (own, bands) in enumerate(texts, self._shelf.texts):
             if self._table.full:
                 self._table = self._rebuilt()
-            texts.append((own, self._table.add(bands, number)))
-        self._shelf.append(texts)
+            kept.append((own, self._table.add(bands, number)))
+        self._shelf.append(kept)
+
+    def flush(self) -> None:
+        """Returns when all that was kept is on the disk."""
+        self._shelf.flush()
 
     def truncate(self, rows: int) -> None:
         """Forgets all but the first kept rows. Raises ValueError when there are fewer."""
@@ -94,7 +119,7 @@ class NearDuplicates:
     def _texts(self, row: Row) -> list[Text]:
         """Shingles and bands by language. Kept for the call of `keep` that follows one of `check`."""
         if self._last is None or self._last[0] is not row:
-            self._last = row, [_signed(row, language) for language in sorted(row.texts)]
+            self._last = row, signed(row)
         return self._last[1]
 
     def _rebuilt(self) -> BandTable:
@@ -102,6 +127,11 @@ class NearDuplicates:
         table = BandTable(max(1 << 12, 2 * self._shelf.texts))
         table.add_all(self._shelf.bands())
         return table
+
+
+def signed(row: Row) -> list[Text]:
+    """Shingles and bands of the row's texts, by language: all that the gate needs of it."""
+    return [_signed(row, language) for language in sorted(row.texts)]
 
 
 def _signed(row: Row, language: str) -> Text:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from bisect import insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -30,9 +30,13 @@ class Samples:
 
     def offer(self, verdict: str, row: Row, finding: Finding | None) -> None:
         """Takes the row if its digest is among the smallest; only then its picture is read."""
+        self.offer_unread(verdict, row.digest, lambda: row, finding)
+
+    def offer_unread(self, verdict: str, digest: str, row: Callable[[], Row], finding: Finding | None) -> None:
+        """The same of a row that is itself read only then."""
         held = self._by_verdict.setdefault(verdict, [])
-        if len(held) < self.kept or (held and row.digest < held[-1][0]):
-            self._put(held, row.digest, _entry(row, finding))
+        if len(held) < self.kept or (held and digest < held[-1][0]):
+            self._put(held, digest, _entry(row(), finding))
 
     def entries(self, verdict: str) -> list[dict[str, Any]]:
         return [entry for _, entry in self._by_verdict.get(verdict, ())]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,20 @@ class Shelf:
         records = np.memmap(self._records.name, np.uint64, "r", shape=(self.texts, _FIELDS))
         bands: Hashes = records[:, 2:]
         return bands
+
+    def read(self) -> Iterator[list[Text]]:
+        """The texts of each row, in order."""
+        bands, texts = self.bands(), list[Text]()
+        for number, mark in enumerate(self._marks):
+            texts.append((self.shingles(number), np.array(bands[number])))
+            if mark & 1:
+                yield texts
+                texts = []
+
+    def flush(self) -> None:
+        """Returns when all of it is on the disk."""
+        for file in (self._shingles, self._records):
+            os.fsync(file.fileno())
 
     def truncate(self, rows: int) -> None:
         """Forgets all but the first rows."""

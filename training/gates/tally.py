@@ -7,7 +7,7 @@ JSON in between, so that shards are counted where they are made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from training.errors import BadData
@@ -40,6 +40,13 @@ class Tally:
 
     def verdict(self, row: Row, findings: Iterable[Finding]) -> Reject | None:
         """Counts the row with all that was found; returns the first reject. A row is counted once."""
+        first = self.note(row, findings)
+        if first is None:
+            self.settle(row.task, row.digest, lambda: row, None)
+        return first
+
+    def note(self, row: Row, findings: Iterable[Finding]) -> Reject | None:
+        """As `verdict`, but a row without a reject is not accepted yet: whoever knows calls `settle`."""
         found = tuple(findings)
         self.rows += 1
         self.by_task[row.task] += 1
@@ -49,10 +56,16 @@ class Tally:
             counter[finding.gate, finding.kind] += 1
             prefix = "rejected" if isinstance(finding, Reject) else "doubted"
             self.samples.offer(f"{prefix}/{finding.gate}", row, finding)
-        if first is None:
-            self.accepted += 1
-            self.samples.offer(f"{ACCEPTED}/{row.task}", row, None)
         return first
+
+    def settle(self, task: str, digest: str, row: Callable[[], Row], reject: Reject | None) -> None:
+        """The last word on a row that was noted. `row` gives it, should it be one to look at."""
+        if reject is None:
+            self.accepted += 1
+            self.samples.offer_unread(f"{ACCEPTED}/{task}", digest, row, None)
+        else:
+            self.rejects[reject.gate, reject.kind] += 1
+            self.samples.offer_unread(f"rejected/{reject.gate}", digest, row, reject)
 
     def measure(self, name: str, value: float) -> None:
         """Adds to a histogram: "length ratio", "agreement" (a cosine), "back-translation" (chrF), "tokens"."""
