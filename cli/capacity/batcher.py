@@ -1,7 +1,7 @@
 """Vision's queue, and the Q-Former's: the rules of ziya/batching.py, with measured seconds in place of a model.
 
 An idle batcher begins at once; what comes while a batch runs forms the next one. The queue is bounded, and what is too
-late when a batch begins is dropped.
+late when a batch begins is dropped. Decoding takes no time here, so there is nothing announced to wait for.
 """
 
 from __future__ import annotations
