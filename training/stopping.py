@@ -7,13 +7,16 @@ time does not want to wait for that, and gets KeyboardInterrupt at once. What ha
 
 from __future__ import annotations
 
+import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from training.errors import Stopped
+
+T = TypeVar("T")
 
 
 class StopSignal:
@@ -47,6 +50,34 @@ class StopSignal:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """As asyncio.run, on the main thread. Raises KeyboardInterrupt after Ctrl-C, when what `main` began has ended.
+
+    asyncio.run's own handler leaves a note that the loop reads with its next event: a Ctrl-C in the moment in which the
+    loop falls asleep would wait for that, and with a server that hangs nothing may come for minutes.
+    """
+    return asyncio.run(_interruptible(main))
+
+
+async def _interruptible(main: Coroutine[Any, Any, T]) -> T:
+    loop, task, interrupts = asyncio.get_running_loop(), asyncio.ensure_future(main), list[int]()
+
+    def interrupt() -> None:
+        loop.remove_signal_handler(signal.SIGINT)  # the second one raises KeyboardInterrupt wherever it is
+        interrupts.append(signal.SIGINT)
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if interrupts:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from cli.state import home
 from cli.text import CommandError, remark, say
 from training.errors import TrainingError
 from training.stage_folder import write_json
+from training.stopping import run
 from ziya.checkpoint import CheckpointError
 
 LEADERBOARD = "leaderboard"
@@ -96,7 +96,7 @@ def evaluation(
 
 def _found(plan: Plan, api_key: str | None) -> Found:
     try:
-        return asyncio.run(evaluate(plan, api_key))
+        return run(evaluate(plan, api_key))
     except TrainingError as error:
         raise CommandError(str(error), error.exit_code) from error
     except CheckpointError as error:

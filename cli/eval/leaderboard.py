@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from training.leaderboard.judge import Judging
 from training.llm.endpoint import Endpoint, Price
 from training.llm.ledger import Ledger
 from training.stage_folder import write_json
+from training.stopping import run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -81,7 +81,7 @@ def leaderboard(
         with Ledger(store or home() / "eval" / "leaderboard.sqlite") as ledger:
             if dry_run:
                 return say("\n".join(estimate_lines(costs(contest, ledger))))
-            standing, found = asyncio.run(_run(contest, ledger, budget))
+            standing, found = run(_run(contest, ledger, budget))
             spent = ledger.spent()
     except TrainingError as error:
         raise CommandError(str(error), error.exit_code) from error
