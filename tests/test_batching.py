@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -125,7 +125,7 @@ async def learnt(batcher: Batcher[int, int], model: Model, seconds: float) -> No
 
 
 async def test_what_is_announced_is_waited_for(made: Any, model: Model) -> None:
-    async with made() as batcher:
+    async with made(max_company=600.0) as batcher:
         await learnt(batcher, model, 1.0)
         made_ready = asyncio.Event()
 
@@ -144,27 +144,62 @@ async def test_what_is_announced_is_waited_for(made: Any, model: Model) -> None:
     assert model.batches == [[0], [1, 2]]
 
 
-async def test_what_is_announced_and_does_not_come_holds_nobody_up(made: Any, model: Model) -> None:
-    async with made() as batcher:
-        await learnt(batcher, model, 1.0)
-        with suppress(ValueError), batcher.announced():
-            early = asyncio.create_task(batcher.submit(1))
-            await asyncio.sleep(0.05)
-            raise ValueError("it could not be decoded")
-        async with asyncio.timeout(60):
-            await early
+@asynccontextmanager
+async def announced(batcher: Batcher[int, int]) -> AsyncIterator[asyncio.Event]:
+    """By another request, which is made ready until it hears that it will not come."""
+    given_up = asyncio.Event()
+
+    async def prepare() -> None:
         with batcher.announced():
-            async with asyncio.timeout(60):  # longer than the batch would take: it goes alone
-                await batcher.submit(2)
+            await given_up.wait()
+
+    other = asyncio.create_task(prepare())
+    await asyncio.sleep(0)
+    try:
+        yield given_up
+    finally:
+        given_up.set()
+        await other
+
+
+async def spin() -> None:
+    """Lets everybody do what can be done at once."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_what_is_announced_and_does_not_come_holds_nobody_up(made: Any, model: Model) -> None:
+    async with made(max_company=600.0) as batcher, asyncio.timeout(60):
+        await learnt(batcher, model, 1.0)
+        async with announced(batcher) as given_up:
+            early = asyncio.create_task(batcher.submit(1))
+            await spin()
+            assert model.batches == [[0]]
+            given_up.set()
+            await early
+        async with announced(batcher):
+            await batcher.submit(2)  # longer than the batch would take: it goes alone
     assert model.batches == [[0], [1], [2]]
 
 
 async def test_a_full_batch_waits_for_nobody(made: Any, model: Model) -> None:
-    async with made(max_batch=2) as batcher:
+    async with made(max_batch=2, max_company=600.0) as batcher, asyncio.timeout(60):
         await learnt(batcher, model, 1.0)
-        with batcher.announced():
-            await asyncio.gather(*(batcher.submit(number) for number in (1, 2)))
-    assert model.batches == [[0], [1, 2]]
+        async with announced(batcher):
+            some = [asyncio.create_task(batcher.submit(number)) for number in (1, 2)]
+            await spin()
+            await asyncio.gather(*some, batcher.submit(3))
+    assert model.batches == [[0], [1, 2], [3]]
+
+
+async def test_after_a_slow_beginning_nobody_is_waited_for_long(made: Any, model: Model) -> None:
+    async with made(max_company=0.0) as batcher, asyncio.timeout(60):
+        await learnt(batcher, model, 1.0)
+        async with announced(batcher):
+            early = asyncio.create_task(batcher.submit(1))
+            await spin()
+            await asyncio.gather(early, batcher.submit(2))
+    assert model.batches == [[0], [1], [2]]
 
 
 async def test_one_thread_runs_everything_and_it_is_not_the_event_loops(made: Any, model: Model) -> None:

@@ -2,8 +2,9 @@
 
 An idle batcher dispatches at once; while a batch runs, what arrives meanwhile forms the next one, so
 batches grow exactly when there is load. What is `announced` (an image that is being decoded) is waited
-for, though never longer than the batch itself will take: pictures that come together then go through
-the stages together, where one that went ahead would have its answer written at the cost of all others.
+for, though never longer than the batch itself will take, nor `max_company`: pictures that come together
+then go through the stages together, where one that went ahead would have its answer written at the cost
+of all others.
 `max_wait` lets a batch wait for company that nobody has announced. The queue is bounded: what does not
 fit is refused, not delayed. Before each dispatch the requests whose time is over or whose caller has
 gone are dropped and counted. A batch that fails as a whole is run again item by item, so that a
@@ -31,6 +32,8 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 log = logging.getLogger(__name__)
 
+# The first batches of a process are slow: what they took is no measure of what is worth a wait.
+COMPANY_SECONDS = 0.05
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -101,8 +104,8 @@ class _Counts:
 class Batcher(Generic[ItemT, ResultT]):
     """Runs `run` on lists of at most `max_batch` items; give it one to each model. Use inside one event loop.
 
-    `run` answers one result or one exception an item, in order. `max_wait` is in seconds. At most
-    `max_queue` requests wait; the batch that is running does not count.
+    `run` answers one result or one exception an item, in order. `max_wait` and `max_company` are in
+    seconds. At most `max_queue` requests wait; the batch that is running does not count.
     """
 
     def __init__(
@@ -111,11 +114,13 @@ class Batcher(Generic[ItemT, ResultT]):
         *,
         max_batch: int,
         max_wait: float = 0.0,
+        max_company: float = COMPANY_SECONDS,
         max_queue: int,
         metrics: Metrics | None = None,
         name: str = "batch",
     ) -> None:
-        self._run, self._max_batch, self._max_wait, self._max_queue = run, max_batch, max_wait, max_queue
+        self._run, self._max_batch, self._max_queue = run, max_batch, max_queue
+        self._max_wait, self._max_company = max_wait, max_company
         metrics = metrics if metrics is not None else Metrics("batcher")
         self._counts, self._service = _Counts(metrics, name), metrics.service
         self._queue: deque[_Request[ItemT, ResultT]] = deque()
@@ -198,7 +203,8 @@ class Batcher(Generic[ItemT, ResultT]):
 
     def _patience(self) -> float:
         """Seconds that a batch of those in the queue may wait still; there are some."""
-        company = self._counts.seconds_each * len(self._queue) if self._announcements else 0.0
+        batch = self._counts.seconds_each * len(self._queue)
+        company = min(batch, self._max_company) if self._announcements else 0.0
         return self._queue[0].arrived + max(self._max_wait, company) - time.perf_counter() if self._queue else 0.0
 
     def _take(self) -> list[_Request[ItemT, ResultT]]:

@@ -52,8 +52,10 @@ class VisionServicer(VisionEncoderServicer):
         self._withdrawing: set[asyncio.Task[None]] = set()
 
     async def Encode(self, request: EncodeRequest, context: grpc.aio.ServicerContext[Any, Any]) -> EncodeReply:
-        with self._source.announced() if request.image else nullcontext():
-            ask = await self._check(request, deadline_of(context, self._timeout))
+        ask = await self._check(request, deadline_of(context, self._timeout))
+        # Who joins another's run brings nothing that a batch could wait for.
+        is_new = bool(ask.image) and ask.tokens_key not in self._deadlines
+        with self._source.announced() if is_new else nullcontext():
             encoded = await (self._encode(ask) if request.inline else self._to_bus(ask))
         if encoded.work_id:
             work_id, call = encoded.work_id, context
