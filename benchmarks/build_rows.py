@@ -1,6 +1,6 @@
 """What a build of very many rows needs of memory and time, from the plan to the report; nobody is asked.
 
-    python -m benchmarks.build_rows [--rows 1000000] [--pieces 1] [--again 0] [--folder DIR]
+    python -m benchmarks.build_rows [--rows 1000000] [--pieces 1] [--again 0] [--alike] [--folder DIR]
 
 The rows are a JSONL file and three small pictures. The ledger is filled with the answers that the tests' language model
 would give; then `ziya data build` does what it does after a kill: it plans all questions, finds them answered, and
@@ -23,15 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.build_inputs import jpeg
-from tests.build_rules import answer
-from training.build.asking import questions
-from training.build.options import BuildOptions, read_options
-from training.build.rows import open_rows
-from training.build.work import Plan
-from training.llm.call import Call
-from training.llm.ledger import Ledger
+from tests.filled_ledger import filled
 
-URL = "http://127.0.0.1:9/v1"  # nobody answers there
 WORDS = ("dog", "cat", "bird", "man", "child", "boat", "house", "tree", "road", "table", "chair", "horse", "lake")
 _BACK = 3 * 4000  # rows: as many pictures again
 _BUILD = """
@@ -66,42 +59,37 @@ print(json.dumps({**written, "seconds": seconds, **joined, "MiB": peak()}))
 """
 
 
-def captions(count: int) -> Iterator[str]:
-    """Words in any order: captions that share a frame would nearly all be near duplicates."""
+def captions(count: int, alike: bool) -> Iterator[str]:
+    """Words in any order; or, `alike`, in one frame: two of three are then near duplicates of an earlier one."""
     draw = random.Random(8)
-    for _ in range(count):
-        yield f"a {' '.join(draw.choices(WORDS, k=10))}"
+    for number in range(count):
+        if not alike:
+            yield f"a {' '.join(draw.choices(WORDS, k=10))}"
+            continue
+        one, two, three, four, five, six = (WORDS[(number // len(WORDS) ** place) % len(WORDS)] for place in range(6))
+        yield f"a {one} and a {two} near the {three}, a {four} behind the {five} of the {six}"
 
 
-def prepare(place: Path, count: int, again: int = 0) -> BuildOptions:
-    """The input, and a ledger in which everything is answered. One row in `again` is an earlier one."""
+def prepare(place: Path, count: int, *, again: int, alike: bool) -> dict[str, Any]:
+    """The input, a ledger in which everything is answered, and the options. One row in `again` is an earlier one."""
     said: deque[str] = deque(maxlen=_BACK)
     for number in range(3):
         (place / f"{number}.jpg").write_bytes(jpeg(number))
     with (place / "rows.jsonl").open("w") as file:
-        for number, caption in enumerate(captions(count)):
+        for number, caption in enumerate(captions(count, alike)):
             said.append(said[0] if again and len(said) == _BACK and number % again == again - 1 else caption)
             file.write(json.dumps({"image": f"{number % 3}.jpg", "caption": said[-1]}) + "\n")
-    told: dict[str, Any] = {"input": str(place / "rows.jsonl"), "licence": "CC0-1.0", "url": URL, "model": "translator"}
-    told |= {"ledger": str(place / "ledger.sqlite"), "gates": {"backTranslation": 0}}
-    options = read_options(told, "this")
-    with Ledger(place / "ledger.sqlite") as ledger:
-        ledger._file.execute("PRAGMA synchronous=OFF")
-        for question in questions(Plan(options), open_rows(options)):
-            text = json.dumps(answer(question.messages, question.schema), ensure_ascii=False)
-            ledger.keep(question.digest(options.endpoint), Call(text, "stop", 200, 40), 0.0)
-    return options
+    return filled(place, place / "rows.jsonl")
 
 
-def measure(place: Path, count: int, pieces: int = 1, again: int = 0) -> list[dict[str, Any]]:
+def measure(place: Path, count: int, pieces: int = 1, *, again: int = 0, alike: bool = False) -> list[dict[str, Any]]:
     """Of planning, and of all that comes after it: rows, seconds, MiB at most."""
     began = time.monotonic()
-    options = prepare(place, count, again)
-    filled = {"filled": count, "seconds": time.monotonic() - began}
-    said = options.model_dump(mode="json", exclude_defaults=True)
-    command = [sys.executable, "-c", _BUILD, json.dumps(said), str(place / "out"), str(pieces)]
+    options = prepare(place, count, again=again, alike=alike)
+    ready = {"filled": count, "seconds": time.monotonic() - began}
+    command = [sys.executable, "-c", _BUILD, json.dumps(options), str(place / "out"), str(pieces)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return [filled, *map(json.loads, done.stdout.splitlines())]
+    return [ready, *map(json.loads, done.stdout.splitlines())]
 
 
 def main() -> None:
@@ -109,10 +97,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--pieces", type=int, default=1, help="built one after another, and joined")
     parser.add_argument("--again", type=int, default=0, help="one row in so many is an earlier one; 0: none")
+    parser.add_argument("--alike", action="store_true", help="captions in one frame: two of three are near duplicates")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     how = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=how.folder) as name:
-        for told in measure(Path(name), how.rows, how.pieces, how.again):
+        for told in measure(Path(name), how.rows, how.pieces, again=how.again, alike=how.alike):
             print(json.dumps(told), flush=True)
 
 

@@ -137,7 +137,7 @@ async def test_what_is_announced_is_waited_for(made: Any, model: Model) -> None:
         late = asyncio.create_task(prepare_and_submit())
         await asyncio.sleep(0)
         early = asyncio.create_task(batcher.submit(1))
-        await asyncio.sleep(0.05)
+        await spin()
         assert model.batches == [[0]]
         made_ready.set()
         assert ((await early).value, await late) == (2, 4)

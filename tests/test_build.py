@@ -115,6 +115,14 @@ def test_the_dry_run_asks_nothing_and_says_what_is_then_asked(server: LlmProcess
     assert "0 requests to make, 40 answered before" in again
 
 
+def test_without_prices_nothing_is_said_of_dollars(server: LlmProcess, tmp_path: Path) -> None:
+    """Least of all that it costs none."""
+    source = lines(tmp_path / "in", 3)
+    planned = builds.build(source, tmp_path / "out", server.url, "--dry-run")
+    assert "--prompt-price" in planned
+    assert "$" not in planned + builds.build(source, tmp_path / "out", server.url)
+
+
 def test_the_dry_run_guesses_what_will_be_translated_back_and_knows_it_afterwards(
     server: LlmProcess, tmp_path: Path
 ) -> None:

@@ -4,11 +4,10 @@ An idle batcher dispatches at once; while a batch runs, what arrives meanwhile f
 batches grow exactly when there is load. What is `announced` (an image that is being decoded) is waited
 for, though never longer than the batch itself will take, nor `max_company`: pictures that come together
 then go through the stages together, where one that went ahead would have its answer written at the cost
-of all others.
-`max_wait` lets a batch wait for company that nobody has announced. The queue is bounded: what does not
-fit is refused, not delayed. Before each dispatch the requests whose time is over or whose caller has
-gone are dropped and counted. A batch that fails as a whole is run again item by item, so that a
-poisoned item fails alone.
+of all others. `max_wait` lets a batch wait for company that nobody has announced. The queue is bounded:
+what does not fit is refused, not delayed. Before each dispatch the requests whose time is over or whose
+caller has gone are dropped and counted. A batch that fails as a whole is run again item by item, so that
+a poisoned item fails alone.
 """
 
 from __future__ import annotations
@@ -202,10 +201,12 @@ class Batcher(Generic[ItemT, ResultT]):
                     await self._arrival.wait()
 
     def _patience(self) -> float:
-        """Seconds that a batch of those in the queue may wait still; there are some."""
+        """Seconds that a batch of those in the queue may wait still."""
+        if not self._queue:
+            return 0.0
         batch = self._counts.seconds_each * len(self._queue)
         company = min(batch, self._max_company) if self._announcements else 0.0
-        return self._queue[0].arrived + max(self._max_wait, company) - time.perf_counter() if self._queue else 0.0
+        return self._queue[0].arrived + max(self._max_wait, company) - time.perf_counter()
 
     def _take(self) -> list[_Request[ItemT, ResultT]]:
         self._forget_gone()

@@ -18,6 +18,7 @@ from training.data.index import INDEX
 from training.data.report import BadSamples
 from training.errors import BudgetSpent, TrainingError
 from training.job import Stage
+from training.llm.endpoint import Price
 from training.llm.ledger import Ledger
 from training.pieces import Pieces
 from training.stage_folder import StageFolder
@@ -78,7 +79,7 @@ def build(
     try:
         how = flags.options_of(context.params, options, output)
         if dry_run:
-            _tell_estimate(_dry_run(how))
+            _tell_estimate(_dry_run(how), priced=how.endpoint.price != Price())
         else:
             _build(how, output, shards)
     except BudgetSpent as error:
@@ -96,7 +97,7 @@ def _dry_run(how: BuildOptions) -> DryRun:
         return dry_run(how, rows, bar.step)
 
 
-def _tell_estimate(dry: DryRun) -> None:
+def _tell_estimate(dry: DryRun, *, priced: bool) -> None:
     made, back = dry.estimate, dry.back
     say(f"{dry.rows} rows, {dry.bad.bad} that cannot be used{': ' + dry.bad.summary() if dry.bad.bad else ''}")
     say(f"{made.requests} requests to make, {made.cached} answered before")
@@ -105,7 +106,10 @@ def _tell_estimate(dry: DryRun) -> None:
     answered = made.completion_tokens_at_most + back.completion_tokens_at_most
     say(f"about {made.prompt_tokens + back.prompt_tokens} tokens asked, at most {answered} answered (an estimate)")
     about, most = made.dollars_about + back.dollars_about, made.dollars_at_most + back.dollars_at_most
-    say(f"about ${about:.2f}, at most ${most:.2f} at the given prices; nothing was asked")
+    if priced:
+        say(f"about ${about:.2f}, at most ${most:.2f} at the given prices; nothing was asked")
+    else:
+        say("in dollars: with --prompt-price and --answer-price; nothing was asked")
 
 
 def _build(how: BuildOptions, output: Path, shards: int) -> None:
@@ -134,7 +138,8 @@ def _tell(output: Path, ledger: Path) -> None:
     with Ledger(ledger) as file:
         spent = file.spent()
     tokens = f"{spent.prompt_tokens} tokens asked and {spent.completion_tokens} answered"
-    say(f"{spent.requests} requests paid in all, {tokens}, ${spent.dollars:.4f}")
+    dollars = f", ${spent.dollars:.4f}" if spent.dollars else ""
+    say(f"{spent.requests} requests paid in all, {tokens}{dollars}")
     say(f"dataset {said['dataset']}")
 
 
