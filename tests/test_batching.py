@@ -204,9 +204,10 @@ async def test_after_a_slow_beginning_nobody_is_waited_for_long(made: Any, model
 
 async def test_one_thread_runs_everything_and_it_is_not_the_event_loops(made: Any, model: Model) -> None:
     async with made() as batcher:
+        loader = await batcher.on_thread(threading.get_ident)
         for item in range(3):
             await batcher.submit(item)
-    assert len(model.threads) == 1
+    assert model.threads == {loader}
     assert threading.get_ident() not in model.threads
 
 

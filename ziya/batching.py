@@ -29,6 +29,7 @@ from ziya.telemetry import Metrics, traceparent
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+LoadedT = TypeVar("LoadedT")
 log = logging.getLogger(__name__)
 
 # The first batches of a process are slow: what they took is no measure of what is worth a wait.
@@ -166,6 +167,15 @@ class Batcher(Generic[ItemT, ResultT]):
         finally:
             _ANNOUNCEMENT.reset(token)
             announcement.end()
+
+    async def on_thread(self, work: Callable[[], LoadedT]) -> LoadedT:
+        """Runs `work` on the thread of the batches.
+
+        A model that is loaded there computes with one team of OpenMP threads. The team of another thread that once
+        computed would count for ever, and with more threads than processors libgomp lets none of them spin from one
+        operator to the next.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     @property
     def queued(self) -> int:

@@ -15,19 +15,21 @@ import torch
 
 from services.qformer.questions import Array, EmbedImage, EmbedText, Ids, Match, Query, Question
 from ziya.model.qformer import QFormer
+from ziya.model.slices import Slices
 
 
 class Resampler:
     """The Q-Former of one checkpoint."""
 
-    def __init__(self, model: QFormer) -> None:
+    def __init__(self, model: QFormer, slices: Slices) -> None:
         self._model = model
+        self._slices = slices
 
     @classmethod
     def load(cls, folder: Path, *, threads: int, dtype: str, device: str) -> Self:
         """Loads the weights of the checkpoint in `folder`. Raises CheckpointError naming what is wrong with it."""
-        torch.set_num_threads(threads)
-        return cls(QFormer.load(folder, dtype=getattr(torch, dtype), device=device))
+        slices = Slices(threads, device)
+        return cls(QFormer.load(folder, dtype=getattr(torch, dtype), device=device), slices)
 
     def blank(self) -> Query:
         """A question about an empty picture, to warm the model up with."""
@@ -52,11 +54,11 @@ class Resampler:
         """Questions of one kind and one shape."""
         match questions[0]:
             case Query(ids=None):
-                return list(self._model(_stack(questions)))
+                return self._slices.run(self._model, _stack(questions))
             case Query():
-                return list(self._model(_stack(questions), [q.ids for q in questions]))
+                return self._slices.run(self._model, _stack(questions), [q.ids for q in questions])
             case EmbedImage():
-                return list(self._model.embed_image(_stack(questions)))
+                return self._slices.run(self._model.embed_image, _stack(questions))
             case EmbedText():
                 return list(self._model.embed_text([q.ids for q in questions])[:, None])
             case _:

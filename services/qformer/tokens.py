@@ -37,7 +37,7 @@ class Limits:
 
 
 class TokenSource:
-    """The Q-Former behind envelopes. `load` makes the model; it runs in a thread, during `start`."""
+    """The Q-Former behind envelopes. `load` makes the model; it runs in the thread of the batches, during `start`."""
 
     def __init__(self, load: Callable[[], Resampler], *, keys: ContentKeys, limits: Limits, metrics: Metrics) -> None:
         self._load, self._keys = load, keys
@@ -53,7 +53,7 @@ class TokenSource:
 
     async def start(self) -> None:
         """Loads the weights and runs the model once. Raises CheckpointError."""
-        self._resampler = await asyncio.to_thread(self._load)
+        self._resampler = await self._batcher.on_thread(self._load)
         await self._batcher.submit(self._resampler.blank())
 
     async def close(self) -> None:

@@ -15,21 +15,23 @@ import torch
 from numpy.typing import NDArray
 
 from ziya.images import ImageLimits, decode
+from ziya.model.slices import Slices
 from ziya.model.vision import VisionEncoder
 
 
 class Encoder:
     """The ViT of one checkpoint with its preprocessing."""
 
-    def __init__(self, model: VisionEncoder, limits: ImageLimits) -> None:
+    def __init__(self, model: VisionEncoder, limits: ImageLimits, slices: Slices) -> None:
         self._model = model
         self._limits = limits
+        self._slices = slices
 
     @classmethod
     def load(cls, folder: Path, *, limits: ImageLimits, threads: int, dtype: str, device: str) -> Self:
         """Loads the weights of the checkpoint in `folder`. Raises CheckpointError naming what is wrong with it."""
-        torch.set_num_threads(threads)
-        return cls(VisionEncoder.load(folder, dtype=getattr(torch, dtype), device=device), limits)
+        slices = Slices(threads, device)
+        return cls(VisionEncoder.load(folder, dtype=getattr(torch, dtype), device=device), limits, slices)
 
     def prepare(self, image: bytes) -> NDArray[np.float32]:
         """One image file -> float32 [3, S, S]. Raises InvalidImage."""
@@ -41,4 +43,4 @@ class Encoder:
 
     def encode(self, pixels: Sequence[NDArray[np.float32]]) -> list[NDArray[Any]]:
         """Images of [3, S, S] -> float16 features of [patches + 1, vision width] each."""
-        return list(self._model(np.stack(pixels)))
+        return self._slices.run(self._model, np.stack(pixels))

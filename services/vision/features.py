@@ -71,7 +71,7 @@ class Limits:
 
 
 class FeatureSource:
-    """Features by key. `load` makes the encoder; it runs in a thread, during `start`."""
+    """Features by key. `load` makes the encoder; it runs in the thread of the batches, during `start`."""
 
     def __init__(self, load: Callable[[], Encoder], *, fingerprint: str, limits: Limits, metrics: Metrics) -> None:
         self._load, self._fingerprint = load, fingerprint
@@ -92,7 +92,7 @@ class FeatureSource:
 
     async def start(self) -> None:
         """Loads the weights and runs the model once. Raises CheckpointError."""
-        self._encoder = await asyncio.to_thread(self._load)
+        self._encoder = await self._batcher.on_thread(self._load)
         await self._batcher.submit(self._encoder.blank())
 
     async def close(self) -> None:
