@@ -22,6 +22,7 @@ from cli.capacity.scaler import Direction, Metric, Policy, ScalerSettings
 from cli.capacity.simulate import Limits, simulate
 from cli.capacity.stage_times import SHIPPED, StageTimes
 from services.gateway.settings import Settings as GatewaySettings
+from services.llama.settings import PREFILL_TOKENS
 from services.llama.settings import Settings as LlamaSettings
 from services.qformer.app import Settings as QFormerSettings
 from services.qformer.worker import BATCHES_UNDER_WAY
@@ -246,7 +247,7 @@ def test_the_programs_have_the_bounds_that_are_simulated() -> None:
     assert limits.request_timeout == default(ProcessSettings, "request_timeout")
     assert limits.engine.slots == default(LlamaSettings, "llama_max_running")
     assert limits.engine.waiting == default(LlamaSettings, "llama_max_waiting")
-    assert limits.engine.prefill_tokens == default(LlamaSettings, "llama_prefill_tokens")
+    assert limits.engine.prefill_tokens == PREFILL_TOKENS["cpu"]
 
 
 def test_the_shipped_times_can_be_used() -> None:

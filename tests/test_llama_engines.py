@@ -76,7 +76,7 @@ def test_on_a_cpu_the_cache_is_of_a_size_and_prompts_are_whole(
 ) -> None:
     """Two layers, keys and values of two heads of 16 numbers, 4 bytes each; whole blocks of 128 positions."""
     given = {"llama_max_running": 4, "llama_max_context": 300, "llama_kv_blocks": blocks, "llama_vllm_adapters": 3}
-    options = settings(tiny_checkpoint, llama_device="cpu", **given).vllm_options
+    options = settings(tiny_checkpoint, llama_device="cpu", llama_prefill_tokens=512, **given).vllm_options
     arguments = engine_arguments(options, read_frame(tiny_checkpoint, torch.float32).shape, Path("there"))
     assert arguments["kv_cache_memory_bytes"] == positions * 2 * 2 * 2 * 16 * 4
     assert not arguments["enable_chunked_prefill"]

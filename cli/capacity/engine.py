@@ -25,7 +25,7 @@ class EngineLimits:
 
     slots: int = 32
     waiting: int = 256
-    prefill_tokens: int = 512
+    prefill_tokens: int = 256
 
 
 class Told(Protocol):

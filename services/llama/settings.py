@@ -13,6 +13,8 @@ from services.llama.engine.engine import EngineOptions
 from services.llama.engine.vllm_options import VllmOptions
 from ziya.settings import ProcessSettings
 
+PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
+
 
 class Settings(ProcessSettings):
     """Read inside the Triton model's process, so also in NVIDIA's own image."""
@@ -36,8 +38,9 @@ class Settings(ProcessSettings):
     llama_max_waiting: int = Field(256, ge=0)
     # 0 takes the model's own; less saves KV-cache memory.
     llama_max_context: int = Field(0, ge=0)
-    # Prompt tokens computed in one step at most: bounds how long a new request delays the others.
-    llama_prefill_tokens: int = Field(512, ge=1)
+    # Prompt tokens computed in one step at most: bounds how long a new request delays the others. 0 is what suits the
+    # device: a CPU computes a few hundred of them as fast, each, as more.
+    llama_prefill_tokens: int = Field(0, ge=0)
     # Blocks of 16 positions in the KV cache; 0 has room for a whole context of each request that runs.
     llama_kv_blocks: int = Field(0, ge=0)
     # Keys and values of what a prompt begins with, images too, are kept and found again; off computes every prompt.
@@ -81,13 +84,17 @@ class Settings(ProcessSettings):
         return torch.float32 if self.llama_dtype == "float32" else torch.bfloat16
 
     @property
+    def prefill_tokens(self) -> int:
+        return self.llama_prefill_tokens or PREFILL_TOKENS[self.device.type]
+
+    @property
     def engine_options(self) -> EngineOptions:
         return EngineOptions(
             slots=self.llama_max_running,
             waiting=self.llama_max_waiting,
             context=self.llama_max_context,
             threads=self.llama_threads,
-            prefill_tokens=self.llama_prefill_tokens,
+            prefill_tokens=self.prefill_tokens,
             kv_blocks=self.llama_kv_blocks,
             prefix_reuse=self.llama_prefix_reuse,
             lookup_tokens=self.llama_lookup_tokens,
@@ -106,7 +113,7 @@ class Settings(ProcessSettings):
             waiting=self.llama_max_waiting,
             context=self.llama_max_context,
             threads=self.llama_threads,
-            prefill_tokens=self.llama_prefill_tokens,
+            prefill_tokens=self.prefill_tokens,
             kv_positions=self.llama_kv_blocks * BLOCK,
             prefix_reuse=self.llama_prefix_reuse,
             stream_interval=self.llama_stream_interval,

@@ -47,7 +47,7 @@ class EngineOptions:
     waiting: int = 256
     context: int = 0
     threads: int = 0
-    prefill_tokens: int = 512
+    prefill_tokens: int = 256
     stream_interval: float = 0.2
     few: int = 4
     few_interval: float = 0.03
