@@ -47,13 +47,20 @@ class Run:
     cache: KVCache
     tables: np.ndarray
 
-    def step(self, texts: dict[int, Tensor], past: dict[int, int], adapters: tuple[AdapterRows, ...] = ()) -> Tensor:
-        """Logits of all rows of `texts`, each after `past` positions."""
+    def step(
+        self,
+        texts: dict[int, Tensor],
+        past: dict[int, int],
+        adapters: tuple[AdapterRows, ...] = (),
+        wanted: list[int] | None = None,
+    ) -> Tensor:
+        """Logits of the last `wanted` rows of each of `texts`, or of all, each after `past` positions."""
         starts = np.cumsum([0, *map(len, texts.values())]).astype(np.int32)
         lengths = np.array([past[number] + len(text) for number, text in texts.items()], np.int32)
         tables = np.ascontiguousarray(self.tables[list(texts)])
         hidden = self.model.embed(torch.cat(list(texts.values())))
-        batch = Batch(hidden, starts, lengths, tables, adapters)
+        wanted_B = None if wanted is None else np.array(wanted, np.int32)
+        batch = Batch(hidden, starts, lengths, tables, adapters, wanted_B)
         return self.model.logits(self.model.forward(batch, self.cache))
 
 
@@ -156,6 +163,38 @@ def random_adapter(checkpoint: Path, name: str, seed: int, dtype: torch.dtype) -
             for key, (outputs, inputs) in shapes.items()
         })  # fmt: skip
     return LoraAdapter(name, tuple(layers), name.encode())
+
+
+# of each text in a step: from where to where, and of how many of these rows the logits are wanted
+PIECES = ((0, 20, 0), (0, 1, 0), (0, 7, 0))
+MIXED = ((20, 30, 0), (0, 1, 1), (7, 40, 4))  # a piece of a prompt, a row that decodes, one with guesses
+ENDS = ((30, 37, 7), (0, 1, 0), (40, 64, 1))
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapters"])
+@pytest.mark.parametrize(
+    ("dtype", "quantise"),
+    [(torch.float32, "none"), (torch.bfloat16, "none"), (torch.bfloat16, "int8"), (torch.bfloat16, "int4")],
+)
+def test_rows_nobody_asks_for_change_no_bit_of_the_others(
+    checkpoint: Path, texts: list[Tensor], dtype: torch.dtype, quantise: str, adapted: bool
+) -> None:
+    """Neither of those beside them nor of those that look back at their keys and values."""
+    first, last = (random_adapter(checkpoint, name, seed, dtype) for seed, name in enumerate("ab"))
+
+    def step(run: Run, parts: tuple[tuple[int, int, int], ...]) -> Tensor:
+        rows = np.cumsum([0, *(stop - start for start, stop, _ in parts)]).tolist()
+        adapters = (AdapterRows(first, 0, rows[1]), AdapterRows(last, rows[2], rows[3])) if adapted else ()
+        past = {number: start for number, (start, _, _) in enumerate(parts)}
+        pieces = {number: texts[number][start:stop] for number, (start, stop, _) in enumerate(parts)}
+        return run.step(pieces, past, adapters, [wanted for _, _, wanted in parts])
+
+    everything = run_on(checkpoint, dtype, quantise=quantise)
+    exact = step(everything, tuple((0, length, length) for length in LENGTHS)).split(list(LENGTHS))
+    run = run_on(checkpoint, dtype, quantise=quantise, threads=3)
+    for parts in (PIECES, MIXED, ENDS):
+        asked = [exact[number][stop - wanted : stop] for number, (_, stop, wanted) in enumerate(parts)]
+        assert torch.equal(step(run, parts), torch.cat(asked))
 
 
 def merged(checkpoint: Path, adapter: LoraAdapter, text: Tensor) -> Tensor:

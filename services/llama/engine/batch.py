@@ -44,6 +44,7 @@ class Batch:
     `tables_BN` has its blocks in order, filled up with 0: position p lies in block `tables_BN[b, p // size]`. All
     int32 and C-contiguous. Sequences may share blocks that one of them fills in this very step, so a model writes all
     keys and values of a layer before any row attends. `adapters` are disjoint and in order; rows outside have none.
+    Logits are wanted of the last `wanted_B[b]` rows of each sequence, 0 of a prompt that goes on; None: of all rows.
     """
 
     hidden_TD: Tensor
@@ -51,6 +52,7 @@ class Batch:
     lengths_B: Int32s
     tables_BN: Int32s
     adapters: tuple[AdapterRows, ...] = ()
+    wanted_B: Int32s | None = None
 
     @property
     def sequences(self) -> int:
@@ -63,6 +65,14 @@ class Batch:
         before_B = self.lengths_B - self.starts_B1[1:]
         positions_T: Int32s = np.arange(self.starts_B1[-1], dtype=np.int32) + np.repeat(before_B, counts_B)
         return positions_T
+
+    def wanted_of(self, hidden_TD: Tensor) -> Tensor:
+        """Those rows of [T, D] whose logits are wanted, in order: [S, D]."""
+        if self.wanted_B is None or int(self.wanted_B.sum()) == len(hidden_TD):
+            return hidden_TD
+        stops_B = self.starts_B1[1:]
+        rows = [np.arange(stop - wanted, stop) for stop, wanted in zip(stops_B, self.wanted_B, strict=True)]
+        return hidden_TD[torch.from_numpy(np.concatenate(rows)).to(hidden_TD.device)]
 
 
 class Model(Protocol):
@@ -87,7 +97,7 @@ class Model(Protocol):
         """Visual tokens, [Q, Q-Former width], to rows of the model's width."""
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
-        """Hidden states [T, D] after the last layer, before the final norm; keys and values go to `cache`."""
+        """Hidden states [S, D] of the wanted rows, before the final norm; all rows' keys and values go to `cache`."""
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """float32 [S, V]; the caller may overwrite it."""

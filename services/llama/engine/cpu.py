@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,6 +80,7 @@ class CpuLlama:
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """As the protocol says. `batch.hidden_TD` may be overwritten."""
         hidden_TD = batch.hidden_TD.float().contiguous()
+        wanted_B = np.diff(batch.starts_B1) if batch.wanted_B is None else batch.wanted_B
         ranges = [self._range(rows) for rows in batch.adapters]
         step = kernels.Step(
             rows=len(hidden_TD),
@@ -86,6 +88,7 @@ class CpuLlama:
             starts=batch.starts_B1.ctypes.data,
             lengths=batch.lengths_B.ctypes.data,
             tables=batch.tables_BN.ctypes.data,
+            wanted=wanted_B.ctypes.data,
             table_width=batch.tables_BN.shape[1],
             blocks=cache.blocks,
             hidden=hidden_TD.data_ptr(),
@@ -94,8 +97,9 @@ class CpuLlama:
             adapters=(kernels.AdapterRows * len(ranges))(*ranges),
             adapter_ranges=len(ranges),
         )
-        _check(self._library.ziya_forward(self._model, ctypes.byref(step)))
-        return hidden_TD
+        wanted = self._library.ziya_forward(self._model, ctypes.byref(step))
+        _check(min(wanted, 0))
+        return hidden_TD if wanted == len(hidden_TD) else hidden_TD[:wanted]
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """As the protocol says; the next call may write into the same memory."""

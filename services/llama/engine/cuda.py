@@ -69,9 +69,9 @@ class CudaLlama(Llama):
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """As the protocol says; of a step that only decodes, the result is overwritten by the next such step."""
         if self._captured and self._captured[0] is cache and self._captured[1].takes(batch):
-            return self._captured[1].run(batch)
+            return batch.wanted_of(self._captured[1].run(batch))
         attend = self._attend(DeviceBatch.of(batch, self.device), cache)
-        return self._through_layers(batch.hidden_TD, batch.adapters, attend)
+        return batch.wanted_of(self._through_layers(batch.hidden_TD, batch.adapters, attend))
 
     def _attend(self, rows: DeviceBatch, cache: KVCache) -> Attend:
         def attend(layer: int, qkv_TD: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Llama:
         return F.linear(self._rms(hidden_SD, self._norm), self._head).float()
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
-        """The hidden states [T, D] after the last layer, before the final norm; keys and values go to `cache`."""
+        """As the protocol says. The last layer computes all rows, wanted or not."""
         at = torch.from_numpy(batch.positions_T).to(self.device)
         cos, sin = self._cos[at].unsqueeze(1), self._sin[at].unsqueeze(1)
         plan = self._attention.plan(batch, self.device)
@@ -82,7 +82,7 @@ class Llama:
             queries, fresh = self._rotated(qkv_TD, cos, sin)
             return self._attention.attend(plan, queries, fresh, KeysValues(cache.keys[layer], cache.values[layer]))
 
-        return self._through_layers(batch.hidden_TD, batch.adapters, attend)
+        return batch.wanted_of(self._through_layers(batch.hidden_TD, batch.adapters, attend))
 
     def _through_layers(self, hidden: Tensor, adapters: tuple[AdapterRows, ...], attend: Attend) -> Tensor:
         for number, layer in enumerate(self._layers):

@@ -32,15 +32,10 @@ class Runner:
         """One forward pass; the next tokens of each request whose known positions are all computed after it."""
         rows = sorted(rows, key=lambda row: row[0].adapter.lineage if row[0].adapter else b"")
         starts = [0, *accumulate(count for _, count in rows)]
-        hidden_TD = self._model.forward(self._batch(rows, starts), self._cache)
-        ready, wanted = [], list[int]()
-        for (sequence, count), stop in zip(rows, starts[1:], strict=True):
-            if count >= sequence.pending:
-                ready.append(sequence)
-                wanted.extend(range(stop - 1 - len(sequence.drafts), stop))
+        hidden_SD = self._model.forward(self._batch(rows, starts), self._cache)
+        ready = [sequence for sequence, count in rows if count >= sequence.pending]
         if not ready:
             return []
-        hidden_SD = hidden_TD if len(wanted) == len(hidden_TD) else hidden_TD[wanted]
         choices = [sequence.choice for sequence in ready for _ in range(1 + len(sequence.drafts))]
         chosen = choose(self._model.logits(hidden_SD), choices)
         return [(sequence, _accepted(sequence.drafts, chosen)) for sequence in ready]
@@ -56,6 +51,7 @@ class Runner:
             lengths_B=np.array([sequence.computed + count for sequence, count in rows], dtype=np.int32),
             tables_BN=tables_BN,
             adapters=_adapters(rows, starts),
+            wanted_B=np.array([_wanted(sequence, count) for sequence, count in rows], dtype=np.int32),
         )
 
     def _hidden(self, rows: Rows) -> Tensor:
@@ -74,6 +70,11 @@ class Runner:
         at = torch.nonzero(ids_T == VISUAL)[:, 0].to(self._model.device)
         hidden_TD[at] = self._model.project(torch.from_numpy(visual_QD))
         return hidden_TD
+
+
+def _wanted(sequence: Sequence, count: int) -> int:
+    """Of how many rows the logits are wanted: none while some of the sequence's known positions are not computed."""
+    return 1 + len(sequence.drafts) if count >= sequence.pending else 0
 
 
 def _accepted(drafts: list[int], chosen: list[Chosen]) -> list[Chosen]:

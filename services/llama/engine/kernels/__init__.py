@@ -37,7 +37,7 @@ class Step(ctypes.Structure):
     _fields_ = [
         ("rows", c_int32),
         ("sequences", c_int32),
-        *((name, c_void_p) for name in ("starts", "lengths", "tables")),
+        *((name, c_void_p) for name in ("starts", "lengths", "tables", "wanted")),
         ("table_width", c_int32),
         ("blocks", c_int32),
         *((name, c_void_p) for name in ("hidden", "keys", "values")),

@@ -22,7 +22,7 @@ struct AnyLlama {
   virtual void vector(int layer, int which, const float* values) = 0;
   virtual void matrix(int layer, int site, int part, const void* weights, bool narrow) = 0;
   virtual void adapt(Adapter& to, int layer, int site, int part, int rank, const void* down, const void* up) = 0;
-  virtual void forward(const Step& step) = 0;
+  virtual int forward(const Step& step) = 0;
   virtual void logits(const float* hidden, int rows, float* out) = 0;
 };
 
@@ -88,7 +88,7 @@ struct Model final : AnyLlama {
     to.updates[layer * SITES + site].push_back(std::move(one));
   }
 
-  void forward(const Step& step) override { llama.forward(step); }
+  int forward(const Step& step) override { return llama.forward(step); }
   void logits(const float* hidden, int rows, float* out) override { llama.logits(hidden, rows, out); }
 };
 
@@ -135,8 +135,11 @@ int ziya_adapt(AnyLlama* model, Adapter* adapter, int layer, int site, int part,
   return guarded([&] { model->adapt(*adapter, layer, site, part, rank, down, up); });
 }
 
+// The number of rows that `hidden` begins with in the end, or -1.
 int ziya_forward(AnyLlama* model, const Step* step) {
-  return guarded([&] { model->forward(*step); });
+  int rows = -1;
+  guarded([&] { rows = model->forward(*step); });
+  return rows;
 }
 
 int ziya_logits(AnyLlama* model, const float* hidden, int rows, float* out) {

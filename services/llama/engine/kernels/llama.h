@@ -5,6 +5,7 @@
 #pragma once
 
 #include "attention.h"
+#include "step.h"
 #include "threads.h"
 
 namespace ziya {
@@ -13,34 +14,6 @@ struct Shape {
   int32_t kind, layers, hidden, heads, kv_heads, width, intermediate, vocab, context, threads;
   float epsilon;
   const float *cosines, *sines;  // [context, width / 2], kept by the caller
-};
-
-// A LoRA update of one projection: `down` [rank, in], `up` [columns, rank] with the scale in it, added from `column` on.
-struct Update {
-  Matrix down, up;
-  int column = 0;
-};
-
-enum Site : int { QKV = 0, OUT = 1, GATE_UP = 2, DOWN = 3, SITES = 4 };
-
-struct Adapter {
-  std::vector<std::vector<Update>> updates;  // [layer * SITES + site]
-};
-
-struct AdapterRows {
-  const Adapter* adapter;
-  int32_t start, stop;
-};
-
-// One step. `hidden` is the embedded rows at first and the last layer's output in the end.
-struct Step {
-  int32_t rows, sequences;
-  const int32_t *starts, *lengths, *tables;  // [sequences + 1], [sequences], [sequences, table_width]
-  int32_t table_width, blocks;               // blocks that the cache has in a layer
-  float* hidden;                             // [rows, hidden]
-  void *keys, *values;                       // [layers, blocks, kv_heads, 16, width]
-  const AdapterRows* adapters;
-  int32_t adapter_ranges;
 };
 
 struct Layer {
@@ -91,7 +64,8 @@ class Llama {
     scratch_.resize(shape.threads), low_.resize(shape.threads);
   }
 
-  void forward(const Step& step) {
+  // The number of rows that were asked for.
+  int forward(const Step& step) {
     const size_t rows = step.rows;
     pitch_ = layers[0].matrices[QKV].tiles * TILE;
     left_.shape(step.rows, shape_.hidden, plain(step));
@@ -103,10 +77,13 @@ class Llama {
     sequence_of_.resize(rows);
     for (int s = 0; s < step.sequences; ++s)
       std::fill(sequence_of_.begin() + step.starts[s], sequence_of_.begin() + step.starts[s + 1], s);
+    asked_.of(step);
     team_.run([&](int thread) {
       Walk walk{this, &step, thread};
-      for (int number = 0; number < shape_.layers; ++number) walk.layer(number);
+      for (int number = 0; number + 1 < shape_.layers; ++number) walk.layer(number);
+      walk.last_layer(shape_.layers - 1);
     });
+    return asked_.step.rows;
   }
 
   // float32 [rows, tiles * 64] logits of hidden rows.
@@ -157,15 +134,22 @@ class Llama {
     };
   }
 
-  // All rows over all tiles. Many rows are cut in pieces, so that there is work for more threads than tiles.
+  // All rows over tiles `from` to `to`. Many rows are cut in pieces, so that there is work for more threads than tiles; the
+  // last piece that goes over a tile fetches the next one.
   template <Kind right_kind = kind, class Take>
-  void product(int thread, unsigned& turn, const Activations& left, int rows, const Matrix& right, const Take& take) {
+  void product(int thread, unsigned& turn, const Activations& left, int rows, const Matrix& right, int from, int to,
+               const Take& take) {
     constexpr int piece = 48;
     const int pieces = (rows + piece - 1) / piece;
-    team_.each(thread, right.tiles * pieces, turn, [&](int item) {
+    team_.each(thread, (to - from) * pieces, turn, [&](int item) {
       const int part = item % pieces, first = rows * part / pieces, end = rows * (part + 1) / pieces;
-      over_tile<right_kind>(left, first, end - first, right, item / pieces, pieces == 1, take);
+      over_tile<right_kind>(left, first, end - first, right, from + item / pieces, part == pieces - 1, take);
     });
+  }
+
+  template <Kind right_kind = kind, class Take>
+  void product(int thread, unsigned& turn, const Activations& left, int rows, const Matrix& right, const Take& take) {
+    product<right_kind>(thread, turn, left, rows, right, 0, right.tiles, take);
   }
 
   void norm(int thread, unsigned& turn, const float* hidden, int rows, const float* weight) {
@@ -184,12 +168,40 @@ class Llama {
     unsigned turn = 0;
 
     void layer(int number) {
+      queries_keys_values(number, 0, model->layers[number].matrices[QKV].tiles);
+      into_cache(number);
+      onwards(number);
+    }
+
+    // As `layer`, but rows that are not asked for come no further than their keys and values.
+    void last_layer(int number) {
+      Llama& m = *model;
+      const Step& asked = m.asked_.step;
+      if (asked.rows == step->rows) return layer(number);
+      const int queries = m.shape_.heads * m.shape_.width;  // columns; where they end within a tile, it is computed twice
+      queries_keys_values(number, queries / TILE, m.layers[number].matrices[QKV].tiles);
+      into_cache(number);
+      if (!asked.rows) return;
+      m.team_.each(thread, 1, turn, [&](int) { m.asked_.gather(m.shape_.hidden); });
+      step = &asked;
+      queries_keys_values(number, 0, (queries + TILE - 1) / TILE);
+      onwards(number);
+    }
+
+    // Of these columns' tiles.
+    void queries_keys_values(int number, int from, int to) {
+      Llama& m = *model;
+      const Layer& layer = m.layers[number];
+      m.norm(thread, turn, step->hidden, step->rows, layer.input_norm.data());
+      m.product(thread, turn, m.left_.values, step->rows, layer.matrices[QKV], from, to, store_to(m.qkv_.data(), m.pitch_));
+      update(number, QKV, m.left_, m.qkv_.data(), m.pitch_);
+    }
+
+    // All that comes after the keys and values.
+    void onwards(int number) {
       Llama& m = *model;
       Layer& layer = m.layers[number];
       const Shape& shape = m.shape_;
-      m.norm(thread, turn, step->hidden, step->rows, layer.input_norm.data());
-      m.product(thread, turn, m.left_.values, step->rows, layer.matrices[QKV], store_to(m.qkv_.data(), m.pitch_));
-      update(number, QKV, m.left_, m.qkv_.data(), m.pitch_);
       attend(number);
       rows_to(m.attended_, m.mixed_.data(), shape.heads * shape.width);
       m.product(thread, turn, m.attended_.values, step->rows, layer.matrices[OUT], m.add_to(step->hidden, shape.hidden));
@@ -218,7 +230,7 @@ class Llama {
     }
 
     // All keys and values are written before any row attends: a sequence may share blocks that another fills right now.
-    void attend(int number) {
+    void into_cache(int number) {
       Llama& m = *model;
       const int heads = m.shape_.kv_heads;
       m.team_.each(thread, step->rows * heads, turn, [&](int item) {
@@ -226,6 +238,11 @@ class Llama {
         const Span all = span(sequence);
         head_of(number, item % heads).write(all, row - all.first_row, item % heads, m.qkv_.data() + static_cast<size_t>(row) * m.pitch_);
       });
+    }
+
+    void attend(int number) {
+      Llama& m = *model;
+      const int heads = m.shape_.kv_heads;
       m.team_.each(thread, step->sequences * heads, turn, [&](int item) {
         head_of(number, item % heads).run(span(item / heads), item % heads, m.qkv_.data(), m.pitch_, m.mixed_.data());
       });
@@ -294,6 +311,7 @@ class Llama {
   Left left_, inner_, attended_;
   Buffer<float> qkv_, mixed_, floats_, raw_;
   std::vector<int> sequence_of_;
+  Asked asked_;
   std::vector<Head<Cached>> heads_of_;
   std::vector<Buffer<float>> scratch_;
   std::vector<Activations> low_;
