@@ -7,6 +7,7 @@ import json
 import logging
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ def test_long_texts_are_cut() -> None:
     assert len(line["msg"]) < 2100
     assert line["msg"].endswith("(10000 characters)")
     assert len(line["prompt"]) < 2100
+
+
+def test_a_line_is_written_whatever_is_in_it() -> None:
+    line = logged("half a pair \ud800", path=Path("a"), numbers=[1, float("inf")], text="好")
+    assert (line["msg"], line["path"], line["numbers"]) == ("half a pair \ud800", "a", [1, float("inf")])
+    assert logged("x", odd=object, text="好")["odd"] == str(object)
 
 
 def test_the_request_id_comes_from_the_context() -> None:

@@ -56,6 +56,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # by path, of methods that there are
 
     async def drain(self, seconds: float) -> bool:
         """Refuses new calls; whether those in flight ended within `seconds`."""
@@ -72,11 +73,15 @@ class CallGuard(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(handler_call_details)
         path = handler_call_details.method
-        if handler is None or path.startswith("/grpc."):
-            return handler
-        method = path.rpartition(".")[2]
+        if path not in self._guarded:
+            handler = await continuation(handler_call_details)
+            if handler is None or path.startswith("/grpc."):
+                return handler
+            self._guarded[path] = self._guard(handler, path.rpartition(".")[2])
+        return self._guarded[path]
+
+    def _guard(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
         # Without a deserializer: what gRPC cannot read it calls an error of its own, with a traceback in the log.
         coders = {"response_serializer": handler.response_serializer}
         read = _reader(handler.request_deserializer, method)

@@ -20,6 +20,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app, start_http_server
+from pydantic_core import to_json
 
 from ziya.probes import Probes
 
@@ -61,7 +62,10 @@ class JsonFormatter(logging.Formatter):
         line |= {key: _short(value) for key, value in vars(record).items() if key not in _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        try:
+            return to_json(line, fallback=str).decode()  # several times as fast as json
+        except ValueError:  # half of a surrogate pair, which UTF-8 cannot hold
+            return json.dumps(line, default=str)
 
 
 def configure_logging(service: str, level: str = "INFO") -> None:

@@ -10,7 +10,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -80,9 +79,10 @@ class HttpApi:
             *([Route(path, page) for path in proxy.ROUTES] if page is not None else [Route("/", self._page)]),
         ]
         handlers = {HTTPException: _http_error, ZiyaError: _error}
-        self.app = Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(RequestIds)])
+        others = Starlette(routes=routes, exception_handlers=handlers)
         # It would send clients to the host that they name themselves.
-        self.app.router.redirect_slashes = False
+        others.router.redirect_slashes = False
+        self.app = RequestIds(completions, others)
 
     async def _models(self, request: Request) -> Response:
         self._check_key(request)
@@ -119,16 +119,18 @@ class HttpApi:
 class RequestIds:
     """Names every request: the client's `X-Request-Id` where it is fit for a log, else a new one; and says it back.
 
-    The request's trace and its line in the access log begin here, too, and end here.
+    The request's trace and its line in the access log begin here, too, and end here. What asks for an answer goes to
+    `answers` without Starlette between, whose layers cost every refusal, and every event of every stream.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, answers: ASGIApp, others: ASGIApp) -> None:
+        self._answers, self._others = answers, others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._others(scope, receive, send)
             return
+        asks = scope["path"] == _ANSWERS and scope["method"] == "POST"
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         own = given if _REQUEST_ID.fullmatch(given) else telemetry.new_request_id()
@@ -144,7 +146,7 @@ class RequestIds:
 
         quiet = scope["path"] in _QUIET or proxy.is_quiet(scope["path"])
         with _span(scope, own) as span, access.told(entry, quiet=quiet):
-            await self._app(scope, receive, naming)
+            await (self._answers if asks else self._others)(scope, receive, naming)
             access.describe(span, entry)
 
 

@@ -190,6 +190,8 @@ class Admission:
         self._metrics.waiting.set(len(self._queue))
 
     def _next(self) -> _Waiting | None:
+        if self._held.requests >= self._capacity.requests:
+            return None  # without asking in which order they would come
         images_short = False
         now = time.time()
         for waiter in self._shares.order(self._queue):

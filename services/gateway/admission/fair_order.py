@@ -9,7 +9,7 @@ and of that key the latest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -55,6 +55,7 @@ class Waiter:
 
 
 WaiterT = TypeVar("WaiterT", bound=Waiter)
+T = TypeVar("T")
 
 
 @dataclass
@@ -68,7 +69,8 @@ class Shares:
 
     def order(self, waiters: Iterable[WaiterT]) -> list[WaiterT]:
         """First the one that is next."""
-        return sorted(waiters, key=self._turn)
+        turn = _once_a_key(self._turn)
+        return sorted(waiters, key=lambda one: (turn(one.caller), one.number))
 
     def took_turn(self, caller: Caller, number: int) -> None:
         """Notes that a key got a place; `number` grows with every one."""
@@ -76,16 +78,16 @@ class Shares:
 
     def last(self, waiters: Iterable[WaiterT]) -> WaiterT | None:
         """The one that gives way to the others."""
-        return max(waiters, key=lambda one: (*self._rank(one.caller), one.number), default=None)
+        rank = _once_a_key(self._rank)
+        return max(waiters, key=lambda one: (rank(one.caller), one.number), default=None)
 
     def gives_way(self, waiter: Waiter, arrival: Caller) -> bool:
         """Whether a waiter gives way to a request that is only arriving, and whose cost is not known yet."""
         priority, share = self._rank(arrival)
         return self._rank(waiter.caller) > (priority, share + 1 / self.bound.requests / arrival.key.weight)
 
-    def _turn(self, one: Waiter) -> tuple[float, ...]:
-        caller = one.caller
-        return (-caller.priority, self._held(caller), self.turns.get(caller.key.name, 0), one.number)
+    def _turn(self, caller: Caller) -> tuple[float, ...]:
+        return (-caller.priority, self._held(caller), self.turns.get(caller.key.name, 0))
 
     def _rank(self, caller: Caller) -> tuple[int, float]:
         return (-caller.priority, self._held(caller) + _share(self.waiting, caller, self.bound))
@@ -105,3 +107,16 @@ def note(loads: dict[str, Load], name: str, cost: Cost, requests: int) -> None:
 def _share(loads: dict[str, Load], caller: Caller, bound: Load) -> float:
     load = loads.get(caller.key.name)
     return load.share(bound) / caller.key.weight if load else 0.0
+
+
+def _once_a_key(judge: Callable[[Caller], T]) -> Callable[[Caller], T]:
+    """The same, but asked once for all requests of one key and priority: many wait, and of few keys."""
+    known: dict[tuple[str, int], T] = {}
+
+    def judged(caller: Caller) -> T:
+        who = (caller.key.name, int(caller.priority))
+        if who not in known:
+            known[who] = judge(caller)
+        return known[who]
+
+    return judged
