@@ -91,6 +91,8 @@ def test_what_is_missing_or_damaged_is_named(store: str, tmp_path: Path) -> None
 
 
 def test_no_credentials_and_no_server_are_told_apart(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     S3FileSystem.clear_instance_cache()
     with pytest.raises(TrainingError, match=r"index\.json cannot be fetched: Could not connect"):

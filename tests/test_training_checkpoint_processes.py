@@ -118,6 +118,7 @@ def _killed(folder: Path, attempt: int, seconds: float) -> int:
         return step
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # ten fresh processes that import torch
 def test_a_run_that_is_killed_again_and_again_goes_on_as_if_it_had_not_been(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

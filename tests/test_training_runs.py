@@ -46,9 +46,9 @@ def same(one: Path, other: Path) -> None:
     ("name", "processes"),
     [
         pytest.param("pretrain", 1, marks=pytest.mark.slow),
-        ("pretrain", 2),
-        ("remember", 1),
-        pytest.param("remember", 2, marks=pytest.mark.slow),
+        pytest.param("pretrain", 2, marks=pytest.mark.slow),
+        pytest.param("remember", 1, marks=pytest.mark.slow),
+        ("remember", 2),
     ],
 )
 def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_an_undisturbed_one(
@@ -91,6 +91,39 @@ def test_a_run_resumed_on_two_processes_sees_the_same_samples_and_ends_with_the_
     first, second = weights(alone / "pretrain"), weights(changed / "pretrain")
     apart = {name: float((w - second[name]).abs().max()) for name, w in first.items() if name.startswith("/weights")}
     assert {name: far for name, far in apart.items() if far > 1e-6} == {}
+
+
+def test_samples_that_share_a_picture_learn_as_if_apart_also_killed_and_on_two_processes(tmp_path: Path) -> None:
+    make_folder(tmp_path / "job", dropout=0.0)
+    places, lines = {}, {}
+    for name, layout in (("apart", "pad"), ("shared", "share"), ("killed", "share")):
+        (tmp_path / name).mkdir()
+        places[name] = output(tmp_path / "job", tmp_path / name)
+        text, learn = {"layout": layout, "rowPositions": 256}, {"qformer": 1.0, "projection": 1.0}
+        made = stage("align", learn=learn, text=text, optimizer={"accumulate": 1})
+        made["data"] = [{**source, "samplesEach": 2} for source in made["data"]]
+        job = write_job(tmp_path / name, made)
+        if name == "killed":
+            process = start(job, "align", places[name], 1)
+            reach(places[name] / "align", 3, process)
+            kill(process)
+        code, said = run(job, "align", places[name], 2, processes=2 if name == "killed" else 1)
+        assert code == 0, said
+        log = read(places[name] / "align" / "metrics.jsonl")
+        lines[name] = [one for one in log if one["kind"] == "step" and (name != "killed" or one["attempt"] == 2)]
+
+    first = weights(places["apart"] / "align")
+    for name in ("shared", "killed"):
+        same_steps = lines["apart"][-len(lines[name]) :]
+        for kind in ("useful_tokens", "supervised_tokens", "samples"):
+            assert [one[kind] for one in lines[name]] == [one[kind] for one in same_steps]
+        assert [one["losses"]["lm"] for one in lines[name]] == pytest.approx(
+            [one["losses"]["lm"] for one in same_steps], rel=1e-6
+        )
+        assert all(one["positions"] < other["positions"] for one, other in zip(lines[name], same_steps, strict=True))
+        second = weights(places[name] / "align")
+        apart = {key: float((w - second[key]).abs().max()) for key, w in first.items() if key.startswith("/weights")}
+        assert {key: far for key, far in apart.items() if far > 1e-5} == {}
 
 
 def test_sigterm_saves_and_exits_75_and_the_next_attempt_goes_on(folder: Path, tmp_path: Path) -> None:
