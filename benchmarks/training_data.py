@@ -3,7 +3,8 @@
 English words have two letters and so about a token each; Chinese characters are those that the random checkpoint's
 tokenizer was trained on.
 
-Captions have 6 to 25 words. Of the instructions, half are answered by a few words (as in VQA), a quarter by a
+Captions have 6 to 25 words: one a picture in each language, or five in each, as COCO has them in English and
+Flickr30k-CN in Chinese. Of the instructions, half are answered by a few words (as in VQA), a quarter by a
 sentence or two, and a quarter are dialogues of up to four turns with answers of 20 to 80 words (as in LLaVA's data).
 A text of this data means nothing; a figure that depends on lengths depends on these.
 """
@@ -22,14 +23,15 @@ from PIL import Image
 from training.data.writer import Sample, write_dataset
 
 SIDE_PX = 256
-CAPTIONS, INSTRUCTIONS = "captions", "instructions"
+CAPTIONS, MANY_CAPTIONS, INSTRUCTIONS = "captions", "many-captions", "instructions"
+MANY = 5
 
 
 def build(folder: Path, name: str, samples: int, seed: int = 0) -> str:
-    """Writes the dataset CAPTIONS or INSTRUCTIONS with so many samples, unless it is there; returns its place."""
+    """Writes the dataset of that name with so many records, unless it is there; returns its place."""
     place = (folder / f"{name}-of-{samples}").resolve()
     if not (place / "index.json").is_file():
-        fields = {CAPTIONS: _captioned, INSTRUCTIONS: _instructed}[name]
+        fields = {CAPTIONS: _captioned, MANY_CAPTIONS: _often_captioned, INSTRUCTIONS: _instructed}[name]
         write_dataset(place, _samples(fields, samples, random.Random(f"{seed}/{name}")), name=name)
     return str(place)
 
@@ -41,6 +43,10 @@ def _samples(fields: Any, samples: int, draw: random.Random) -> Iterator[Sample]
 
 def _captioned(draw: random.Random) -> dict[str, Any]:
     return {"caption": {"en": _english(draw, 6, 25), "zh": _chinese(draw, 6, 25)}}
+
+
+def _often_captioned(draw: random.Random) -> dict[str, Any]:
+    return {"caption": {name: [say(draw, 6, 25) for _ in range(MANY)] for name, say in _SAY.items()}}
 
 
 def _instructed(draw: random.Random) -> dict[str, Any]:
@@ -74,3 +80,6 @@ def _picture(draw: random.Random) -> bytes:
     file = BytesIO()
     Image.fromarray(coarse_883).resize((SIDE_PX, SIDE_PX)).save(file, "JPEG")
     return file.getvalue()
+
+
+_SAY = {"en": _english, "zh": _chinese}

@@ -106,7 +106,7 @@ def piece(whole: Batch, rank: int, size: int) -> Batch:
     assert whole.rows is not None
     assert whole.pictures is not None
     assert whole.pictures.pixels_I3SS is not None
-    parts = {name: cut(getattr(whole.rows, name)) for name in Rows.__dataclass_fields__}
+    parts = {name: cut(x) for name, x in vars(whole.rows).items() if x is not None}
     shown = parts["visual_RT"] >= 0
     parts["visual_RT"] = torch.where(shown, parts["visual_RT"] - mine.start * tiny.QUERIES, -1)
     parts["sample_RT"] = (parts["sample_RT"] - mine.start).clamp(min=0)

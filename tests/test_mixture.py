@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -175,6 +176,93 @@ def test_sources_of_one_dataset_have_orders_of_their_own(tmp_path: Path) -> None
     assert items[0] != items[1]
     assert mixed.plan(mixed.start(), 40)[0] == Mixture.over(sources, [dataset, dataset], 7).plan(mixed.start(), 40)[0]
     assert mixed.digest != Mixture.over(sources, [dataset, _other(tmp_path)], 7).digest
+
+
+def test_a_mixture_of_single_samples_never_changes() -> None:
+    """Written down before sources could take several samples of a record: runs of then go on as they began."""
+    mixed = mixture([3.0, 2.0, 1.0])
+    assert mixed.digest == "8df9072c9a31a98e2d079f38aba2fc3247ec6b552a0142e64e3b85ef81aaeb93"
+    draws, _ = mixed.plan(mixed.start(), 12)
+    sources, items = [0, 1, 1, 1, 0, 2, 0, 2, 1, 0, 0, 0], [0, 4, 1, 6, 5, 6, 4, 0, 3, 2, 1, 3]
+    assert draws == tuple(Draw(*pair, 0, n, n) for n, pair in enumerate(zip(sources, items, strict=True)))
+
+
+def visiting(tmp_path: Path, *sources: Source, seed: int = 7) -> Mixture:
+    datasets = {
+        name: write_dataset(tmp_path / name, [({"caption": f"{name} {n}"}, []) for n in range(size)], name=name)
+        for name, size in (("x", 23), ("y", 11))
+        if not (tmp_path / name).exists()
+    } or {name: Dataset.open(str(tmp_path / name)) for name in ("x", "y")}
+    return Mixture.over(sources, [datasets[source.data] for source in sources], seed)
+
+
+EN, ZH = Source("x", samples_each=5), Source("x", language="zh", samples_each=5)
+
+
+def test_samples_of_a_record_stand_side_by_side_in_both_languages(tmp_path: Path) -> None:
+    mixed = visiting(tmp_path, EN, ZH)
+    draws, cursor = mixed.plan(mixed.start(), 40)
+    assert cursor.taken == (20, 20)
+    visits = [draws[start : start + 10] for start in range(0, 40, 10)]
+    for start, visit in zip(range(0, 40, 10), visits, strict=True):
+        assert len({(draw.item, draw.epoch) for draw in visit}) == 1
+        assert {draw.visit for draw in visit} == {start}
+        assert [(draw.source, draw.turn) for draw in visit] == [(n, turn) for n in (0, 1) for turn in range(5)]
+    assert len({visit[0].item for visit in visits}) == 4
+    assert [draw.position for draw in draws] == list(range(40))
+
+
+def test_whole_epochs_of_visits_take_of_every_record_as_many_as_asked_for(tmp_path: Path) -> None:
+    mixed, cursor, draws = visiting(tmp_path, EN, ZH), Cursor(0, (0, 0)), list[Draw]()
+    for _ in range(23):
+        step, cursor = mixed.plan(cursor, 10)
+        draws += step
+    every = [(source, item, 0, turn) for source in (0, 1) for item in range(23) for turn in range(5)]
+    assert sorted((draw.source, draw.item, draw.epoch, draw.turn) for draw in draws) == every
+
+
+@given(st.lists(st.integers(1, 33), min_size=1, max_size=12), st.sampled_from([0.5, 1.0, 3.0]))
+@settings(deadline=None)
+def test_ratios_hold_however_many_samples_a_record_gives(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[int], ratio: float
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "visited"
+    sources = [replace(EN, ratio=ratio), ZH, Source("y", samples_each=3, ratio=0.7), Source("x", task="ocr")]
+    mixed = visiting(folder, *sources)
+    total = sum(Fraction(source.ratio) for source in sources)
+    cursor, cursors, steps = mixed.start(), list[Cursor](), list[tuple[Draw, ...]]()
+    for batch in batches:
+        cursors.append(cursor)
+        step, cursor = mixed.plan(cursor, batch)
+        steps.append(step)
+        for taken, source in zip(cursor.taken, sources, strict=True):
+            assert -len(sources) < taken - Fraction(source.ratio) / total * cursor.position < 1
+        # A visit is one record's, and whole within the step.
+        for visit in {draw.visit for draw in step}:
+            mine = [draw for draw in step if draw.visit == visit]
+            assert [draw.position for draw in mine] == list(range(visit, visit + len(mine)))
+            assert len({(sources[draw.source].data, draw.item, draw.epoch) for draw in mine}) == 1
+    for at, step in zip(cursors, steps, strict=True):
+        fresh = visiting(folder, *sources)
+        assert fresh.plan(fresh.cursor(json.loads(json.dumps(mixed.to_json(at)))), len(step))[0] == step
+    for number, source in enumerate(sources):
+        each, order = source.samples_each, mixed.orders[number]
+        # By their turns in the source: within a step the visits of a source keep their order.
+        mine = [draw for step in steps for draw in step if draw.source == number]
+        assert [(draw.item, draw.epoch) for draw in mine] == [order.item(k // each) for k in range(len(mine))]
+        assert [draw.turn for draw in mine] == [k % each if each > 1 else None for k in range(len(mine))]
+
+
+def test_other_numbers_of_samples_are_another_mixture(tmp_path: Path) -> None:
+    mixed = visiting(tmp_path, EN, ZH)
+    assert mixed.digest != visiting(tmp_path, EN, replace(ZH, samples_each=4)).digest
+    assert visiting(tmp_path, Source("x")).digest == visiting(tmp_path, Source("x", samples_each=1)).digest
+    # Alone with one sample each, a source keeps to an order of its own.
+    orders = visiting(tmp_path, EN, ZH, Source("x"), Source("y", samples_each=5)).orders
+    assert orders[0].seed == orders[1].seed
+    assert len({order.seed for order in orders}) == 3
+    with pytest.raises(BadConfig, match="source caption/en: samples_each must be at least 1, not 0"):
+        visiting(tmp_path, Source("x", samples_each=0))
 
 
 def _other(tmp_path: Path) -> Dataset:

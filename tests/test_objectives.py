@@ -198,7 +198,7 @@ def packed(of: Batch) -> Batch:
     """The same samples in one row."""
     assert of.rows is not None
     real = of.rows.segment_RT > 0
-    parts = {name: getattr(of.rows, name)[real][None] for name in type(of.rows).__dataclass_fields__}
+    parts = {name: x[real][None] for name, x in vars(of.rows).items() if x is not None}
     parts["segment_RT"] = parts["sample_RT"] + 1
     return replace(of, rows=type(of.rows)(**parts))
 
@@ -271,7 +271,7 @@ def test_a_batch_of_nothing_has_losses_of_zero_and_every_gradient(retrieval: Pat
         captions=None,
         pictures=None,
         instructions=None,
-        rows=replace(rows([3], 1), **{n: v[:0] for n, v in vars(rows([3], 1)).items()}),
+        rows=replace(rows([3], 1), **{n: v[:0] for n, v in vars(rows([3], 1)).items() if v is not None}),
     )
     assert made.counts(empty) == dict.fromkeys(EVERY, 0.0)
     # What is blank is float32, as in a run.

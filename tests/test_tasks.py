@@ -11,8 +11,8 @@ import pytest
 
 from tests.tiny import bert_tokenizer
 from training.data.captions import Captioner
-from training.data.record import Conversation, Record
-from training.data.tasks import caption_text, conversation, random_of
+from training.data.record import Conversation, Draw, Record
+from training.data.tasks import InTurn, caption_text, conversation, random_of
 from training.data.templates import TEMPLATES
 from training.errors import BadConfig, BadSample
 from training.recipe import Check, Source
@@ -247,3 +247,31 @@ def test_a_text_of_no_token_is_one_padding_token() -> None:
     captions = Captioner(tokenizer, 5).batch(["", ""])
     assert captions.ids_BT.tolist() == [[tokenizer.token_to_id("[PAD]")]] * 2
     assert captions.mask_BT.tolist() == [[1], [1]]
+
+
+def test_samples_of_a_visit_take_a_lists_entries_in_turn_and_ask_alike() -> None:
+    names = {"caption": {"en": [f"cat {n}" for n in range(5)]}}
+
+    def talk(turn: int, *, item: int = 4, epoch: int = 0, source: int = 1) -> tuple[str, str]:
+        drawn = InTurn.of(42, Draw(source, item, epoch, 900 + turn, 900, turn))
+        asked, answer = conversation(record(names), Source("data"), TEMPLATES, drawn).turns
+        return asked.text, answer.text
+
+    said = [talk(turn) for turn in range(5)]
+    assert len({asked for asked, _ in said}) == 1
+    assert sorted(answer for _, answer in said) == [f"cat {n}" for n in range(5)]
+    # A visit longer than the list begins again; another visit asks and answers in another order.
+    assert talk(7) == said[2]
+    others = [[talk(turn, **of) for turn in range(5)] for of in ({"item": 5}, {"epoch": 1}, {"source": 0})]
+    assert all(other != said for other in others)
+
+
+def test_questions_of_a_visit_are_taken_in_turn_too() -> None:
+    asked = {"vqa": [{"question": f"q{n}", "answer": [f"a{n}", f"b{n}"]} for n in range(3)]}
+    source, said = Source("data", "vqa"), set[str]()
+    for turn in range(3):
+        drawn = InTurn.of(1, Draw(0, 0, 0, turn, 0, turn))
+        question, answer = (one.text for one in conversation(record(asked), source, PLAIN, drawn).turns)
+        assert question.removeprefix("Q: q") == answer[1:]
+        said.add(question)
+    assert len(said) == 3

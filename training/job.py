@@ -78,6 +78,7 @@ class DataSource(Part):
     ratio: float = Field(default=1.0, gt=0, le=1e9, allow_inf_nan=False)
     field: Word | None = None
     templates: Word | None = None
+    samples_each: int = Field(default=1, ge=1, le=1000)
 
 
 class Stage(Part):

@@ -43,6 +43,7 @@ def problems(recipe: Recipe, *, trains: bool) -> Iterator[str]:
     if trains:
         yield from _numbers(recipe)
         yield from _batches(recipe)
+        yield from _sharing(recipe)
         yield from _names(recipe)
     yield from _checks(recipe)
 
@@ -64,6 +65,11 @@ def _batches(recipe: Recipe) -> Iterator[str]:
     how = recipe.optimizer
     if how.accumulate >= 1 and how.batch % how.accumulate:
         yield f"optimizer.batch is {how.batch}: it must be a multiple of accumulate ({how.accumulate})"
+
+
+def _sharing(recipe: Recipe) -> Iterator[str]:
+    if recipe.text.layout == "share" and (others := [name for name in recipe.losses if name != "lm"]):
+        yield f"text.layout: share is for the loss lm alone, not {', '.join(others)}, which need a picture each"
 
 
 def _names(recipe: Recipe) -> Iterator[str]:

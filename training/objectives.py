@@ -24,7 +24,7 @@ from training.lora import whole
 from training.losses import captioning, classify, contrast, language, matching, memory
 from training.model import VisualLanguageModel, there
 from training.peers import Peers
-from training.recipe import LOSSES, Recipe
+from training.recipe import LOSSES, PACKED, Recipe
 from ziya.model.qformer import QFormerModule
 
 RETRIEVAL = frozenset({"itc", "itm", "itg"})
@@ -234,7 +234,7 @@ class Objectives(nn.Module):
 
     def _language(self, batch: Batch, tokens_IQD: Tensor) -> language.LanguageLoss:
         rows = batch.rows if batch.rows is not None and len(batch.rows.ids_RT) else _blank_rows(batch)
-        hidden_RTD = self.model.hidden(rows, tokens_IQD, packed=self.recipe.text.layout == "pack")
+        hidden_RTD = self.model.hidden(rows, tokens_IQD, packed=self.recipe.text.layout in PACKED)
         head = there(self.model.llama, "llama").lm_head
         return language.language(head, hidden_RTD, rows, batch.valid_B, len(self.recipe.data))
 

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step over all processes. Times are in seconds; `positions` counts padding too, `useful_tokens` does not."""
+    """One step over all processes. Times are in seconds; `positions` counts padding too, `useful_tokens` does not,
+    and counts for every sample what it shares with others."""
 
     stage: str
     step: int

@@ -16,6 +16,8 @@ TASKS = ("caption", "vqa", "choice", "classify", "ocr", "dialogue")
 LOSSES = ("classify", "itc", "itm", "itg", "lm")
 # Parts of the model that can learn; a longer name is a part of a part ("vision.post_layernorm").
 PARTS = ("vision", "qformer", "projection", "llama")
+# Layouts of several samples a row.
+PACKED = ("pack", "share")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Source:
 
     `data` is a dataset's folder or URL (where its index.json lies). `field` is the record's field to read
     (default: the task's own, see training/data/tasks.py), `templates` the set of wordings (default: the task's).
-    `ratio` is relative to the other sources of the recipe.
+    `ratio` is relative to the other sources of the recipe. `samples_each` is how many samples of a record come one
+    after another when it is its turn, each with another text of its lists; sources of one dataset that have more than
+    one meet at the same records, if their ratios are as their `samples_each`.
     """
 
     data: str
@@ -33,6 +37,7 @@ class Source:
     ratio: float = 1.0
     field: str | None = None
     templates: str | None = None
+    samples_each: int = 1
 
     @property
     def name(self) -> str:
@@ -77,10 +82,11 @@ class Text:
     """How text becomes rows. Lengths are in tokens, `row_positions` in positions (text and visual tokens).
 
     pad: one sample a row, padded to the longest of the micro-batch; bucket: the same, samples of like length
-    together; pack: several samples in a row of `row_positions`, none sees another.
+    together; pack: several samples in a row of `row_positions`, none sees another; share: the same, and samples of one
+    picture have it, and the text that they begin with alike, once for all (`Source.samples_each` brings them together).
     """
 
-    layout: Literal["pad", "bucket", "pack"] = "pack"
+    layout: Literal["pad", "bucket", "pack", "share"] = "pack"
     row_positions: int = 512
     caption_tokens: int = 32
     instruction_tokens: int = 128

@@ -46,6 +46,9 @@ class Rows:
     `segment_RT` numbers the samples of a row from 1; 0 is padding. A position sees earlier positions of its own
     segment. `learnt_RT` marks tokens that are to be predicted; `source_RT` is the source's number.
     `sample_RT` is the sample's place in the batch (0 at padding).
+
+    `until_RT` is there where samples share their beginnings (training/data/sharing.py): a position is seen by the
+    positions from itself up to `until`, whatever their segment.
     """
 
     ids_RT: Tensor
@@ -55,6 +58,7 @@ class Rows:
     learnt_RT: Tensor
     source_RT: Tensor
     sample_RT: Tensor
+    until_RT: Tensor | None = None
 
 
 @dataclass(frozen=True)

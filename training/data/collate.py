@@ -7,8 +7,10 @@ handles it. What cannot be used is reported by name and keeps its place in the b
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -20,7 +22,7 @@ from training.data.pixels import PixelSource
 from training.data.record import Draw, Record
 from training.data.rows import Encoder, Piece, bucketed, layout
 from training.data.shards import Dataset
-from training.data.tasks import caption_text, conversation, random_of
+from training.data.tasks import InTurn, caption_text, conversation, random_of
 from training.data.templates import TEMPLATES
 from training.errors import BadSample
 from training.features import FeatureCache, view_of
@@ -105,10 +107,9 @@ class Collator:
             raise BadSample(record.key, f"wrong number of images: {record.images}, the recipe's losses need one")
         caption, piece, instructions = "", None, ("",) * record.images
         if self.readers.captioner is not None and {"itc", "itm", "itg"} & set(self.recipe.losses):
-            caption = caption_text(record, source, random_of(self.recipe.seed, draw.position, "caption"))
+            caption = caption_text(record, source, self._choosing(draw, "caption"))
         if self.readers.encoder is not None:
-            choose = random_of(self.recipe.seed, draw.position, "wording")
-            spoken = conversation(record, source, self._templates[draw.source], choose)
+            spoken = conversation(record, source, self._templates[draw.source], self._choosing(draw, "wording"))
             piece = self.readers.encoder.piece(spoken, record.key)
             # A Q-Former that reads the instruction reads the text of the turn that shows the image, as in serving.
             shown = [(image, turn.text) for turn in spoken.turns for image in turn.images]
@@ -116,8 +117,14 @@ class Collator:
             instructions = tuple(texts.get(image, "") for image in range(record.images))
         return _Sample(draw, record, caption, piece, instructions)
 
+    def _choosing(self, draw: Draw, purpose: str) -> Random:
+        if draw.turn is not None:
+            return InTurn.of(self.recipe.seed, draw)
+        return random_of(self.recipe.seed, draw.position, purpose)
+
     def _batch(self, place: Place, read: Sequence[_Sample | Draw], bad: list[Bad]) -> Batch:
-        pictures, broken = self._pictures(read, bad)
+        showing = self._showing(read)
+        pictures, broken = self._pictures(read, showing, bad)
         samples = [None if isinstance(one, Draw) or place in broken else one for place, one in enumerate(read)]
         draws = [one if isinstance(one, Draw) else one.draw for one in read]
         captions = [sample.caption if sample else "" for sample in samples]
@@ -133,19 +140,39 @@ class Collator:
             group_B=torch.tensor([_group(sample, draw) for sample, draw in zip(samples, draws, strict=True)]),
             pictures=pictures,
             captions=self.readers.captioner.batch(captions) if has_captions and self.readers.captioner else None,
-            rows=self._rows(read, samples),
-            instructions=self._instructions(read),
+            rows=self._rows(read, samples, showing),
+            instructions=self._instructions(read, showing),
             labels=self._labels(samples),
         )
 
-    def _rows(self, read: Sequence[_Sample | Draw], samples: Sequence[_Sample | None]) -> Rows | None:
+    def _showing(self, read: Sequence[_Sample | Draw]) -> list[int]:
+        """The place in the batch whose images each place shows: its own, or the first of the visit that shows the same.
+
+        A Q-Former that reads the instruction makes other visual tokens for another one.
+        """
+        if self.recipe.text.layout != "share" or self._needs_one_image:
+            return list(range(len(read)))
+        first: dict[object, int] = {}
+        reads = self.readers.reads_instruction
+        return [
+            first.setdefault((one.draw.visit, one.instructions if reads else None), place)
+            if isinstance(one, _Sample)
+            else place
+            for place, one in enumerate(read)
+        ]
+
+    def _rows(
+        self, read: Sequence[_Sample | Draw], samples: Sequence[_Sample | None], showing: Sequence[int]
+    ) -> Rows | None:
         if self.readers.encoder is None:
             return None
-        pieces, images = [], 0
+        pieces, first_image, images = [], dict[int, int](), 0
         for place, (one, sample) in enumerate(zip(read, samples, strict=True)):
+            if showing[place] == place:
+                first_image[place] = images
+                images += self._images(one)
             if sample is not None and sample.piece is not None:
-                pieces.append((place, sample.draw.source, images, sample.piece))
-            images += self._images(one)
+                pieces.append((place, sample.draw.source, first_image[showing[place]], sample.piece))
         return layout(pieces, self.recipe.text, self.readers.encoder.queries)
 
     def _images(self, one: _Sample | Draw) -> int:
@@ -154,22 +181,32 @@ class Collator:
             return 1
         return 0 if isinstance(one, Draw) else one.images
 
-    def _pictures(self, read: Sequence[_Sample | Draw], bad: list[Bad]) -> tuple[Pictures | None, set[int]]:
-        """The images of all places in order, and the places whose images cannot be used."""
-        wanted = [(place, one, number) for place, one in enumerate(read) for number in range(self._images(one))]
+    def _pictures(
+        self, read: Sequence[_Sample | Draw], showing: Sequence[int], bad: list[Bad]
+    ) -> tuple[Pictures | None, set[int]]:
+        """The images of all places that show their own, in order, and the places whose images cannot be used."""
+        wanted = [
+            (place, one, number)
+            for place, one in enumerate(read)
+            if showing[place] == place
+            for number in range(self._images(one))
+        ]
         if not wanted:
             return None, set()
         cached = self.readers.pixels is None
         pictures, reasons = self._cached(wanted) if cached else self._decoded(wanted)
+        shown = Counter(showing)
         broken = {place for (place, _, _), reason in zip(wanted, reasons, strict=True) if reason is not None}
-        bad += [reason for reason in reasons if reason is not None]
-        return pictures, broken
+        # Once for every sample that they spoil, since it is samples that are counted.
+        for (place, _, _), reason in zip(wanted, reasons, strict=True):
+            bad += [reason] * shown[place] if reason is not None else []
+        return pictures, {place for place, shows in enumerate(showing) if shows in broken}
 
     def _decoded(self, wanted: Sequence[_Wanted]) -> tuple[Pictures, list[Bad | None]]:
         assert self.readers.pixels is not None
         there = [(at, one, number) for at, (_, one, number) in enumerate(wanted) if isinstance(one, _Sample)]
         images = [(one.record.key, self._file(one, number)) for _, one, number in there]
-        positions = [one.draw.position for _, one, _ in there]
+        positions = [one.draw.visit for _, one, _ in there]
         pixels, failures = self.readers.pixels.pixels(images, positions)
         every = pixels.new_zeros(len(wanted), *pixels.shape[1:])
         reasons: list[Bad | None] = [None] * len(wanted)
@@ -208,13 +245,14 @@ class Collator:
     def _dataset(self, draw: Draw) -> Dataset:
         return self.readers.datasets[draw.source]
 
-    def _instructions(self, read: Sequence[_Sample | Draw]) -> Captions | None:
+    def _instructions(self, read: Sequence[_Sample | Draw], showing: Sequence[int]) -> Captions | None:
         """One text an image, where the Q-Former reads it."""
         if not self.readers.reads_instruction or self.readers.captioner is None:
             return None
         texts = [
             text
-            for one in read
+            for place, one in enumerate(read)
+            if showing[place] == place
             for text in (one.instructions if isinstance(one, _Sample) else ("",) * self._images(one))
         ]
         return self.readers.captioner.instructions(texts) if texts else None

@@ -19,6 +19,7 @@ from training.data.batch import Batch
 from training.data.collate import Bad, Collator
 from training.data.mixture import Cursor, Mixture
 from training.data.record import Draw
+from training.data.rows import useful
 from training.distributed import World
 from training.errors import BadConfig
 from training.recipe import Optimizer
@@ -39,7 +40,8 @@ class Plan:
 class StepData:
     """One step's batches of this process. `cursor` is where the data stands after it, `samples` counts all processes.
 
-    `useful`, `positions` and `supervised` are this process's tokens: all real ones, all with padding, the learnt ones.
+    `useful`, `positions` and `supervised` are this process's tokens: all real ones (of each sample, whatever it shares
+    with others), all positions with padding, the learnt ones.
     """
 
     step: int
@@ -79,14 +81,14 @@ class _Steps(TorchDataset[StepData]):
         batches, bad = self.collator.batches(plan.step, plan.micros, plan.first, plan.total)
         rows = [batch.rows for batch in batches if batch.rows is not None]
         texts = [batch.captions for batch in batches if batch.captions is not None]
-        useful = sum(int((r.segment_RT > 0).sum()) for r in rows) + sum(int(t.mask_BT.sum()) for t in texts)
+        real = sum(map(useful, rows)) + sum(int(t.mask_BT.sum()) for t in texts)
         return StepData(
             step=plan.step,
             batches=tuple(batches),
             bad=tuple(bad),
             cursor=plan.cursor,
             samples=plan.total * len(plan.micros),
-            useful=useful,
+            useful=real,
             positions=sum(r.ids_RT.numel() for r in rows) + sum(t.ids_BT.numel() for t in texts),
             supervised=sum(int(r.learnt_RT.sum()) for r in rows),
         )

@@ -3,7 +3,7 @@
 A *record* is one JSON object and its images. A text field may be a string, or a mapping of languages to
 strings; one picture with texts in two languages is therefore one record. Fields that the tasks read:
 
-    caption    "caption": text (or a list of texts: one is drawn)
+    caption    "caption": text (or a list of texts: one is drawn, or each in turn: Source.samples_each)
     vqa        "vqa": {"question": text, "answer": text or list} (or a list of such)
     choice     "choice": {"question": text, "options": [text, …], "answer": index} (or a list)
     classify   "label": text
@@ -38,12 +38,18 @@ class Draw:
 
     All randomness of the sample (wording, augmentation, negatives) is seeded by (seed, position), so that it
     does not depend on which process handles it. `epoch` counts how often the source has been gone through.
+
+    Samples of one record that a step holds one after another are a *visit*. `visit` is the position of its first
+    sample, from which they all have their augmentation. `turn` is the number of this sample among those that the source
+    takes from the record, None where it takes one.
     """
 
     source: int
     item: int
     epoch: int
     position: int
+    visit: int
+    turn: int | None = None
 
 
 @dataclass(frozen=True)

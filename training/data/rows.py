@@ -6,7 +6,8 @@ answer is learnt where the model would meet the very same ids before it. That is
 merge the end of the prompt with the answer once that is history, and what never stands before an answer in serving
 is no place to learn it from. The last answer is always learnt.
 
-A *row* holds one piece, or several that do not see one another, each at the positions it would have alone.
+A *row* holds one piece, or several that do not see one another, each at the positions it would have alone; what several
+pieces begin with alike may stand in it once (training/data/sharing.py).
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 
 from training.data.batch import TEXT, Rows
 from training.data.record import Conversation
+from training.data.sharing import Branch, Strand, trees, untils
 from training.errors import BadSample
-from training.recipe import Text
+from training.recipe import PACKED, Text
 from ziya.checkpoint import PromptTemplate
 from ziya.prompt import Turn, render, tokenize
 
@@ -189,39 +193,79 @@ def evenly_packed(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def layout(pieces: Sequence[Placed], text: Text, queries: int) -> Rows:
-    """Pieces in rows as `text.layout` says; `bucket` lays out like `pad` what the caller has sorted (`bucketed`)."""
-    lengths = [len(piece.ids) for *_, piece in pieces]
-    packs = text.layout == "pack"
-    rows = evenly_packed(lengths, text.row_positions) if packs else [[number] for number in range(len(pieces))]
-    width = max((sum(lengths[number] for number in row) for row in rows), default=0)
-    if packs:
+    """Pieces in rows as `text.layout` says; `bucket` lays out like `pad` what the caller has sorted (`bucketed`).
+
+    With `share`, pieces that name the same images in the batch have what they begin with alike in common.
+    """
+    lengths, rows = [len(piece.ids) for *_, piece in pieces], _arranged(pieces, text, queries)
+    width = max((sum(lengths[number] - shared for number, shared in row) for row in rows), default=0)
+    if text.layout in PACKED:
         width = min(text.row_positions, -(-width // WIDTH_STEP) * WIDTH_STEP)
     shape = (len(rows), width)
-    ids, position, segment, source, sample = np.zeros((5, *shape), np.int64)
+    ids, position, segment, source, sample, until = np.zeros((6, *shape), np.int64)
     visual, learnt = np.full(shape, TEXT, np.int64), np.zeros(shape, np.bool_)
-    for row, numbers in enumerate(rows):
+    for row, branches in enumerate(rows):
         at = 0
-        for count, number in enumerate(numbers, start=1):
+        for count, (number, shared) in enumerate(branches, start=1):
             sample_number, source_number, first_image, piece = pieces[number]
-            place = (row, slice(at, at + lengths[number]))
-            at += lengths[number]
-            ids[place], learnt[place], position[place] = piece.ids, piece.learnt, np.arange(lengths[number])
-            shown = np.array(piece.visual, np.int64)
-            visual[place] = np.where(shown == TEXT, TEXT, shown + first_image * queries)
+            place, own = (row, slice(at, at + lengths[number] - shared)), slice(shared, None)
+            at += lengths[number] - shared
+            ids[place], learnt[place] = piece.ids[own], piece.learnt[own]
+            position[place] = np.arange(shared, lengths[number])
+            visual[place] = _shown(piece, first_image * queries)[own]
             segment[place], source[place], sample[place] = count, source_number, sample_number
-    return Rows(*map(torch.from_numpy, (ids, visual, position, segment, learnt, source, sample)))
+        if text.layout == "share":
+            until[row, :at] = untils(lengths, branches)
+    made = Rows(*map(torch.from_numpy, (ids, visual, position, segment, learnt, source, sample)))
+    return replace(made, until_RT=torch.from_numpy(until)) if text.layout == "share" else made
+
+
+def _arranged(pieces: Sequence[Placed], text: Text, queries: int) -> list[list[Branch]]:
+    """Rows of piece numbers, each with how many of its first positions the row has already."""
+    units: list[list[Branch]] = [[(number, 0)] for number in range(len(pieces))]
+    if text.layout not in PACKED:
+        return units
+    if text.layout == "share":
+        units = trees([_strand(placed, queries) for placed in pieces], text.row_positions)
+    sizes = [sum(len(pieces[number][3].ids) - shared for number, shared in unit) for unit in units]
+    return [[branch for unit in row for branch in units[unit]] for row in evenly_packed(sizes, text.row_positions)]
+
+
+def _shown(piece: Piece, first: int) -> NDArray[np.int64]:
+    """The visual tokens by their numbers in the batch, where the sample's first has the number `first`."""
+    shown = np.array(piece.visual, np.int64)
+    return np.where(shown == TEXT, TEXT, shown + first)
+
+
+def _strand(placed: Placed, queries: int) -> Strand:
+    *_, first_image, piece = placed
+    visual = _shown(piece, first_image * queries).tolist()
+    first = next((place for place, one in enumerate(visual) if one != TEXT), len(visual))
+    end = next((place for place in range(first, len(visual)) if visual[place] == TEXT), 0)
+    return Strand(list(zip(visual, piece.ids, strict=True)), end, max(0, piece.learnt.index(True) - 1))
 
 
 def attention(rows: Rows, dtype: torch.dtype) -> Tensor:
-    """Additive mask [R, 1, T, T]: causal within a segment; padding sees itself, for a row of nothing is NaN."""
+    """Additive mask [R, 1, T, T]: causal within a segment, or up to `until`; padding sees itself, for a row of nothing
+    is NaN."""
     segment_RT = rows.segment_RT
     length = segment_RT.shape[1]
-    same_RTT = (segment_RT[:, :, None] == segment_RT[:, None, :]) & (segment_RT[:, :, None] > 0)
+    if rows.until_RT is not None:
+        same_RTT = torch.arange(length, device=segment_RT.device)[:, None] < rows.until_RT[:, None, :]
+    else:
+        same_RTT = (segment_RT[:, :, None] == segment_RT[:, None, :]) & (segment_RT[:, :, None] > 0)
     causal_TT = torch.ones(length, length, dtype=torch.bool, device=segment_RT.device).tril()
     itself_TT = torch.eye(length, dtype=torch.bool, device=segment_RT.device)
     allowed_RTT = (same_RTT & causal_TT) | itself_TT
     mask_RTT = torch.zeros(allowed_RTT.shape, dtype=dtype, device=segment_RT.device)
     return mask_RTT.masked_fill_(~allowed_RTT, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def useful(rows: Rows) -> int:
+    """Positions that the samples would have alone, without padding: what they share counts once for each of them."""
+    segment_RT = functional.pad(rows.segment_RT, (0, 1))
+    ends_RT = (segment_RT[:, :-1] > 0) & (segment_RT[:, :-1] != segment_RT[:, 1:])
+    return int((rows.position_RT[ends_RT] + 1).sum())
 
 
 def useful_share(rows: Rows) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.data.record import Conversation, Record
+from training.data.record import Conversation, Draw, Record
 from training.data.templates import TEMPLATES, Wordings
 from training.errors import BadConfig, BadSample
 from training.recipe import Check, Source
@@ -25,8 +25,31 @@ Asked = Source | Check
 
 def random_of(seed: int, position: int, purpose: str = "") -> random.Random:
     """The sample's own random numbers; the same in every process, and for every purpose others."""
+    return random.Random(_number_of(seed, position, purpose))
+
+
+class InTurn(random.Random):
+    """What the samples of one visit draw with: all the same wording, and of a record's lists each another entry.
+
+    A list that is shorter than the visit begins again. Wordings are tuples, lists of a record are lists.
+    """
+
+    turn = 0
+
+    @classmethod
+    def of(cls, seed: int, draw: Draw) -> InTurn:
+        """Depends on the record, its source, the epoch and the sample's turn alone."""
+        made = cls(_number_of(seed, draw.item, f"visit/{draw.source}/{draw.epoch}"))
+        made.turn = draw.turn or 0
+        return made
+
+    def choice(self, seq: Any) -> Any:
+        return self.sample(seq, len(seq))[self.turn % len(seq)] if isinstance(seq, list) else super().choice(seq)
+
+
+def _number_of(seed: int, position: int, purpose: str) -> int:
     digest = hashlib.blake2b(f"{seed}/{position}/{purpose}".encode(), digest_size=16).digest()
-    return random.Random(int.from_bytes(digest, "big"))
+    return int.from_bytes(digest, "big")
 
 
 def caption_text(record: Record, source: Asked, draw_random: random.Random) -> str:
