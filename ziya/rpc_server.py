@@ -207,8 +207,9 @@ def _server_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", options.max_message_bytes),
         ("grpc.so_reuseport", 0),
-        # Of one connection: some more than are let in, so that they are told so.
-        ("grpc.max_concurrent_streams", 2 * options.max_concurrent + 16),
+        # Of one connection: many more than are let in, so that they are told so. gRPC counts those that ended until
+        # all of them is freed, and under overload resets what is above it without a word (REFUSED_STREAM).
+        ("grpc.max_concurrent_streams", 8 * options.max_concurrent + 16),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_connection_age_ms", int(options.max_connection_age * 1000)),
         # Clients may ping a little more often than they do (else they are told "too many pings").
