@@ -52,14 +52,17 @@ def test_each_processor_has_a_slice_and_the_order_stays(items: int) -> None:
 def test_a_batch_with_fewer_items_than_processors_gets_them_all_and_stays_whole() -> None:
     model = Doubling()
 
-    def both() -> list[Any]:
+    def both() -> tuple[list[Any], str]:
         slices = Slices(3)
         first = slices.run(model, np.arange(6), [0] * 6)
-        return [*first, *slices.run(model, np.arange(2), [1, 1])]
+        second = slices.run(model, np.arange(2), [1, 1])
+        return [*first, *second], torch.__config__.parallel_info()
 
-    assert [int(answer) for answer in on_a_thread(both)] == [0, 2, 4, 6, 8, 10, 1, 3]
-    # Slices before it set MKL's one number for all to 1; it is 3 again.
+    answers, threads = on_a_thread(both)
+    assert [int(answer) for answer in answers] == [0, 2, 4, 6, 8, 10, 1, 3]
     assert [call[:2] for call in model.calls[3:]] == [(2, 3)]
+    # The slices, which compute with one thread each, leave the caller's own number alone, MKL's too.
+    assert "mkl_get_max_threads() : 3" in threads
 
 
 def test_a_gpu_and_a_single_thread_take_a_batch_whole() -> None:

@@ -22,28 +22,22 @@ class Slices:
 
     def __init__(self, threads: int, device: str = "cpu") -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "slice") if threads > 1 and device == "cpu" else None
+        self._pool: ThreadPoolExecutor | None = None
+        if threads > 1 and device == "cpu":
+            self._pool = ThreadPoolExecutor(threads, "slice", initializer=_compute_with, initargs=(1,))
         _compute_with(threads)
 
     def run(self, model: Callable[..., Array], *arguments: Any) -> list[Array]:
         """What `model` answers for each item; every argument is a list or an array with one entry for each."""
         items = len(arguments[0])
-        if self._pool is None:
-            return list(model(*arguments))
-        if items < self._threads:
-            _compute_with(self._threads)
+        if self._pool is None or items < self._threads:
             return list(model(*arguments))
         cuts = [items * part // self._threads for part in range(self._threads + 1)]
         slices = [[argument[a:b] for argument in arguments] for a, b in pairwise(cuts)]
-        return [answer for part in self._pool.map(lambda part: _alone(model, part), slices) for answer in part]
-
-
-def _alone(model: Callable[..., Array], arguments: list[Any]) -> Array:
-    _compute_with(1)
-    return model(*arguments)
+        return [answer for part in self._pool.map(lambda part: model(*part), slices) for answer in part]
 
 
 def _compute_with(threads: int) -> None:
-    """How many threads an operator takes that this thread calls. MKL has one number for all: each run says it anew."""
+    """How many threads an operator takes that is called on this thread."""
     torch.get_num_threads()  # A thread's first question would else set the number back.
     torch.set_num_threads(threads)
