@@ -6,7 +6,7 @@ import asyncio
 import re
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from tests.chromium import WAIT, needs_chromium, visit
 from tests.fakes import Gate, expected_sight
@@ -109,6 +109,27 @@ async def test_stop_before_the_first_text_ends_the_work(here: Scene, browser: Br
         await expect(tab.page.get_by_text(WORDS)).to_have_count(2, timeout=WAIT)
     assert "answered" in "".join(triton.asked[-1].texts)
     assert "never answered" not in "".join(triton.asked[-1].texts)
+
+
+async def test_stop_before_the_question_has_a_number_ends_the_work(here: Scene, browser: Browser) -> None:
+    """gradio's own stop names the question by a number, which is not here yet when the visitor is quick."""
+    triton, answer = here.behind.triton, asyncio.Event()
+    triton.pause, triton.pause_after = Gate(), 0
+
+    async def late(route: Route) -> None:
+        response = await route.fetch()
+        await answer.wait()
+        await route.fulfill(response=response)
+
+    async with visit(browser, here.url) as tab:
+        await tab.page.route("**/queue/join*", late)
+        await tab.ask("stopped at once")
+        await triton.pause.reached.wait()
+        await tab.page.click("#ask .stop-button")
+        await asyncio.wait_for(triton.behaviour.cancelled.wait(), 20)
+        answer.set()
+        await tab.sees("Stopped.", "#times")
+        await tab.is_free()
 
 
 async def test_a_closed_tab_ends_its_work(here: Scene, browser: Browser) -> None:

@@ -108,6 +108,8 @@ def build(facts: PageFacts, client: httpx.AsyncClient, i18n: gr.I18n) -> gr.Bloc
         times.render()
         key, model = chosen[:2]
         page.unload(leave)
+        # ChatInterface's own stop names a question by its number; a quick visitor stops it before the browser has that.
+        textbox.stop(leave, queue=False, api_visibility="private", show_progress="hidden")
         # ChatInterface takes the placeholder away with every question, and never gives it back.
         times.change(placeholder, None, textbox, queue=False, api_visibility="private", show_progress="hidden")
         gr.on([page.load, key.change], list_models, key, model, api_visibility="private", show_progress="hidden")

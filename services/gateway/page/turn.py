@@ -74,7 +74,7 @@ async def ask(
             async for piece in pieces:
                 seen = piece or seen
                 yield View(seen.text, say(language, "working", seconds=time.monotonic() - began))
-        yield View(seen.text, sentences.report(language, seen))
+        yield View(seen.text, say(language, "stopped") if left.is_set() else sentences.report(language, seen))
     except Refused as error:
         yield View(seen.text, failure=sentences.refusal(language, error, question.key))
     except LostImage:

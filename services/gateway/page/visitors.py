@@ -1,7 +1,7 @@
-"""Who is waiting for an answer, so that work for somebody who has left ends.
+"""Who is waiting for an answer, so that work for somebody who has left, or pressed stop, ends.
 
 gradio notices a closed tab by the stream of its answer. A tab that closes before that stream is open is noticed only by
-its heartbeat, which ends no work by itself.
+its heartbeat, which ends no work by itself; a stop before the browser knows the question's number ends none either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Visitors:
 
     @contextmanager
     def turn(self, session: str) -> Iterator[asyncio.Event]:
-        """An event that is set when the tab has left."""
+        """An event that is set when the tab has left, or wants no more."""
         left = asyncio.Event()
         self._turns[session].add(left)
         try:
