@@ -22,6 +22,7 @@ from cli.ports import Ports
 from cli.programs import Layout, check_checkpoint, plan
 from cli.state import Addresses, StackFolder, claim
 from cli.supervisor import supervise
+from ziya.event_loop import EventLoop
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "ziya-tiny"
 POLL_SECONDS = 0.05
@@ -67,7 +68,8 @@ def run(work: Coroutine[Any, Any, None]) -> bool:
         await work
 
     try:
-        asyncio.run(guarded())
+        with asyncio.Runner(loop_factory=EventLoop) as runner:
+            runner.run(guarded())
     except asyncio.CancelledError:
         return False
     return True

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ziya import tracing
 from ziya.checkpoint import CheckpointError
+from ziya.event_loop import EventLoop
 from ziya.settings import ProcessSettings, SettingsError
 from ziya.telemetry import configure_logging
 
@@ -25,7 +26,7 @@ def run(
     kind: type[SettingsT],
     main: Callable[[SettingsT], Coroutine[Any, Any, None]],
     *,
-    new_event_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = EventLoop,
 ) -> None:
     """Reads `kind` from the environment and runs `main` with it until it returns."""
     settings = kind.load()

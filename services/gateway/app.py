@@ -45,6 +45,7 @@ from ziya import rpc, rpc_server, telemetry
 from ziya.bus import Bus
 from ziya.checkpoint import CheckpointConfig, read_config
 from ziya.content import ContentKeys
+from ziya.event_loop import PromptGrpc
 from ziya.images import ImageLimits
 from ziya.program import run
 from ziya.redis_arrival import RedisArrival
@@ -54,6 +55,10 @@ from ziya.tls import TlsFolder
 SERVICE = "gateway"
 VISION = "ziya.visual.v1.VisionEncoder"
 QFORMER = "ziya.visual.v1.QFormer"
+
+
+class Loop(PromptGrpc, uvloop.Loop):  # type: ignore[misc]  # uvloop's stubs differ from asyncio's
+    """uvloop's, which answers HTTP sooner than asyncio's."""
 
 
 @dataclass(frozen=True)
@@ -232,4 +237,4 @@ def _readiness(settings: Settings, stages: _Stages, arrival: RedisArrival) -> Re
 
 
 if __name__ == "__main__":
-    run(Settings, main, new_event_loop=uvloop.new_event_loop)
+    run(Settings, main, new_event_loop=Loop)
