@@ -1,4 +1,8 @@
-"""Asks our gateway's VisualChat over gRPC. Nothing is tried again: a load must see each failure that users would."""
+"""Asks our gateway's VisualChat over gRPC. Nothing is tried again: a load must see each failure that users would.
+
+What they would not see, neither does it: a call begun while the server was closing the connection for its age, of which
+the server says that it has not looked at it (GOAWAY), gRPC sends again by itself.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ from ziya.client import ROLES
 from ziya.prompt import Turn
 
 _OPTIONS: list[tuple[str, int]] = [
-    ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 32 << 20),
     ("grpc.max_send_message_length", 32 << 20),
