@@ -1,4 +1,4 @@
-"""A call that the server has not looked at is sent again, as by every gRPC client; one that it may have begun is not."""
+"""A call that a server has not looked at is sent again, as by every gRPC client; one that it may have begun is not."""
 
 from __future__ import annotations
 
