@@ -6,7 +6,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -33,8 +33,12 @@ class Closing:
 
     last: int
     calls: int = 0
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.tasks.append(asyncio.ensure_future(self._speak(reader, writer)))
+
+    async def _speak(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             await reader.readexactly(len(PREFACE))
             writer.write(_frame(SETTINGS))
@@ -51,6 +55,7 @@ class Closing:
                     if self.calls == 1:
                         writer.close()
         writer.close()
+        await writer.wait_closed()
 
 
 def _frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
@@ -77,6 +82,7 @@ async def closing(last: int) -> AsyncIterator[tuple[Closing, str]]:
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     async with server:
         yield fake, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await asyncio.gather(*fake.tasks)
 
 
 async def ask(target: str) -> Answer:
