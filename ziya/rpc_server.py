@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from ziya.heap import keep_what_is_loaded
 from ziya.interceptors import CallGuard
 from ziya.probes import Probes
 from ziya.rpc import KEEPALIVE_MS
@@ -167,6 +168,7 @@ async def serve(
     try:
         port = await _unless(stopping, server.start())
         if port is not None:
+            keep_what_is_loaded()
             announce_listening(service, grpc=port, metrics=exporter_port)
             await stopping
             await server.drain()

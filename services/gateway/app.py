@@ -46,6 +46,7 @@ from ziya.bus import Bus
 from ziya.checkpoint import CheckpointConfig, read_config
 from ziya.content import ContentKeys
 from ziya.event_loop import PromptGrpc
+from ziya.heap import keep_what_is_loaded
 from ziya.images import ImageLimits
 from ziya.program import run
 from ziya.redis_arrival import RedisArrival
@@ -84,6 +85,7 @@ async def main(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT."""
     async with running(settings) as gateway:
         ports = {"http": gateway.http_port, "grpc": gateway.grpc_port, "metrics": gateway.metrics_port}
+        keep_what_is_loaded()
         telemetry.announce_listening(SERVICE, **ports)
         await rpc_server.stop_signal()
 

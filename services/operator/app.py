@@ -6,7 +6,6 @@ One replica is enough, and two do no harm: both would publish the same hints. Wh
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 from datetime import timedelta
@@ -26,6 +25,7 @@ from services.operator.resync import Resync
 from services.operator.settings import OperatorSettings
 from services.operator.waiting import Waiting
 from services.operator.watch import Watcher, kopf_settings
+from ziya.heap import keep_what_is_loaded
 from ziya.program import run
 from ziya.settings import metrics_port
 from ziya.telemetry import announce_listening, serve_metrics
@@ -52,9 +52,7 @@ async def main(settings: OperatorSettings) -> None:
     progress = ProgressEndpoint(
         _cluster(settings), queue, metrics, settings.operator_progress_audience, settings.operator_progress_seconds
     )
-    # What is imported stays: a full collection, of which a list of all jobs causes some, need not go through it.
-    gc.collect()
-    gc.freeze()
+    keep_what_is_loaded()  # a list of all jobs causes full collections
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

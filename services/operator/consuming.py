@@ -6,7 +6,6 @@ whose consumer is stuck still answers pings, but this it does not do (celery iss
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -20,6 +19,7 @@ from services.operator.broker import celery_tls, celery_url
 from services.operator.queue import CONTROL, DATA, HEARTBEAT, make_queue
 from services.operator.settings import OperatorSettings
 from services.operator.tasks import register
+from ziya.heap import keep_what_is_loaded
 from ziya.telemetry import configure_logging
 
 BEAT_SECONDS = 30.0
@@ -74,9 +74,7 @@ def main() -> None:
         optimization="fair",
         loglevel=settings.log_level,
     )
-    # What is imported stays: a full collection need not go through it, and its pages stay those of all processes.
-    gc.collect()
-    gc.freeze()
+    keep_what_is_loaded()  # and its pages stay those of all processes
     worker.start()
     sys.exit(worker.exitcode or 0)
 

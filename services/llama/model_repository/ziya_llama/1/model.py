@@ -15,6 +15,7 @@ from services.llama.lifeline import Lifeline
 from services.llama.request import Inputs
 from services.llama.settings import Settings
 from ziya.errors import ZiyaError, to_line
+from ziya.heap import keep_what_is_loaded
 from ziya.telemetry import configure_logging
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -58,6 +59,7 @@ class TritonPythonModel:
         configure_logging("llama", settings.log_level)
         self._host = Host(settings, pb_utils.MetricFamily)
         self._lifeline = Lifeline()
+        keep_what_is_loaded()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
