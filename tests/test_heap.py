@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+
+import pytest
+
+from ziya.heap import hardly_collected
 
 PROGRAM = """
 import gc, weakref
@@ -31,3 +36,19 @@ print(gone(), seen, also_gone(), len(loaded))
 def test_what_is_loaded_is_kept_and_garbage_still_goes() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["None", "0", "None", "1000"]
+
+
+def test_what_was_set_before_a_measurement_is_set_after_it() -> None:
+    before = gc.get_threshold()
+    inside: list[tuple[int, int, int]] = []
+
+    def measure() -> None:
+        with hardly_collected():
+            inside.append(gc.get_threshold())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        measure()
+    assert inside[0][0] > before[0]
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0

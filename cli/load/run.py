@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from cli.load.request import Answer, Caller, Clock, Failed, Request
 from cli.load.workload import Workload
+from ziya.heap import hardly_collected
 
 PAUSE_SECONDS = 0.1
 
@@ -60,22 +61,29 @@ class Run:
 
     async def closed(self, concurrency: int) -> None:
         """`concurrency` callers, each with one request at a time."""
-        async with asyncio.TaskGroup() as callers:
-            for _ in range(concurrency):
-                callers.create_task(self._one_after_another())
+        with hardly_collected():
+            async with asyncio.TaskGroup() as callers:
+                for _ in range(concurrency):
+                    callers.create_task(self._one_after_another())
 
     async def open(self, times: Iterable[float], most: int | None = None) -> None:
         """Requests at these seconds after the start of the clock, at most `most` of them in flight."""
         places = asyncio.Semaphore(most) if most else None
-        async with asyncio.TaskGroup() as running:
-            for at in times:
-                if self._bounds.reached(len(self.answers), at):
-                    return
-                request = next(self._requests)  # made before its time, so that the making delays nothing
-                while (early := at - self._clock()) > 0:
-                    await self._sleep(early)
-                running.create_task(self._in_place(self._planned(request, at), places))
-                await asyncio.sleep(0)  # it is sent before the next one is made
+        with hardly_collected():
+            async with asyncio.TaskGroup() as running:
+                await self._at_their_times(times, running, places)
+
+    async def _at_their_times(
+        self, times: Iterable[float], running: asyncio.TaskGroup, places: asyncio.Semaphore | None
+    ) -> None:
+        for at in times:
+            if self._bounds.reached(len(self.answers), at):
+                return
+            request = next(self._requests)  # made before its time, so that the making delays nothing
+            while (early := at - self._clock()) > 0:
+                await self._sleep(early)
+            running.create_task(self._in_place(self._planned(request, at), places))
+            await asyncio.sleep(0)  # it is sent before the next one is made
 
     async def _one_after_another(self) -> None:
         while not self._bounds.reached(len(self.answers), self._clock()):
