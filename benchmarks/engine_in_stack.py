@@ -22,6 +22,7 @@ from benchmarks.peers.contenders import NATIVE, all_started
 from benchmarks.peers.workload import NEW, PROMPT
 from benchmarks.questions import Questions
 from benchmarks.stack_rounds import stack_rounds
+from ziya import event_loop
 
 WAYS = ("gRPC", "HTTP")
 tell = partial(print, flush=True)
@@ -59,7 +60,7 @@ def main() -> None:
         return
     quiet.wait(how.patience, tell)
     tell(machine.describe())
-    turns = asyncio.run(measure(how))
+    turns = event_loop.run(measure(how))
     engine_arguments.keep(turns, how.json)
     tell(f"\n{how.precision}, {how.threads} threads, medians of {how.rounds} rounds in alternation\n")
     tell(speeds(turns, [NATIVE.name, *(f"stack, {way}" for way in WAYS)], how.requests))

@@ -25,6 +25,7 @@ from benchmarks.callers import Ask, Caller, GrpcCaller, HttpCaller, Timing
 from benchmarks.direct import Direct
 from cli.stack import CHECKPOINT, Options, running_stack
 from services.llama.engine.engine import EngineOptions
+from ziya import event_loop
 
 QUESTION = "What is this?"
 WARM_UP = 10
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     arguments = parser.parse_args()
-    asyncio.run(run(arguments.checkpoint, arguments.requests))
+    event_loop.run(run(arguments.checkpoint, arguments.requests))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from cli.capacity.request import STAGES
 from cli.capacity.simulate import Limits, simulate
 from cli.capacity.stage_times import SHIPPED, StageTimes
 from cli.stack import CHECKPOINT
+from ziya import event_loop
 
 QUESTION = "word " * 20
 MIX = Mix(image_share=0.8, reuse=0.3, answer_tokens=32)
@@ -86,7 +87,7 @@ def main() -> None:
         for rate in arguments.rates
     ]
     print(machine.describe(), flush=True)
-    measured = asyncio.run(real(arguments.checkpoint.absolute(), traces))
+    measured = event_loop.run(real(arguments.checkpoint.absolute(), traces))
     simulated = [simulate(trace, times, Limits(), dict.fromkeys(STAGES, 1)).first_tokens() for trace in traces]
     print(
         f"{', '.join(str(len(trace)) for trace in traces)} requests\n\n{report(arguments.rates, measured, simulated)}"

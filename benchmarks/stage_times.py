@@ -36,7 +36,7 @@ from protos.qformer_pb2 import Features, QueryRequest
 from protos.qformer_pb2_grpc import QFormerStub
 from protos.vision_pb2 import EncodeReply, EncodeRequest
 from protos.vision_pb2_grpc import VisionEncoderStub
-from ziya import rpc
+from ziya import event_loop, rpc
 from ziya.checkpoint import read_config
 from ziya.prompt import Turn, render, tokenize
 
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     arguments = parser.parse_args()
     samples: Samples = defaultdict(list)
-    times = asyncio.run(measure(arguments.checkpoint.absolute(), arguments.rounds, samples))
+    times = event_loop.run(measure(arguments.checkpoint.absolute(), arguments.rounds, samples))
     arguments.output.write_text(times.model_dump_json(indent=2) + "\n", "utf-8")
     print(f"\n{times.measured['where']}\n\n{tables(times)}\n\nwritten to {arguments.output}")
     mix = Mix(1.0, 0.0, prompt_tokens(arguments.checkpoint, QUESTION), 2)

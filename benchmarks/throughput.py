@@ -29,6 +29,7 @@ from benchmarks.direct import Direct
 from benchmarks.first_token import fresh_image
 from cli.stack import Options, running_stack
 from services.llama.engine.engine import EngineOptions
+from ziya import event_loop
 
 NEW_TOKENS = 64
 QUESTION = "abcd " * 6
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engine", action="store_true", help="only the engine, in this process")
     arguments = parser.parse_args()
-    asyncio.run((engine if arguments.engine else run)(arguments.clients, arguments.rounds))
+    event_loop.run((engine if arguments.engine else run)(arguments.clients, arguments.rounds))
 
 
 if __name__ == "__main__":

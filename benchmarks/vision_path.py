@@ -22,6 +22,7 @@ from benchmarks.peers.contenders import TRANSFORMERS_BLIP2, VLLM_BLIP2, all_star
 from benchmarks.peers.workload import NEW, TEXT
 from benchmarks.questions import Questions
 from benchmarks.stack_rounds import png, stack_rounds, stages
+from ziya import event_loop
 
 WAYS = ("gRPC", "HTTP")
 PEERS = (VLLM_BLIP2, TRANSFORMERS_BLIP2)
@@ -49,7 +50,7 @@ def main() -> None:
         return
     quiet.wait(how.patience, tell)
     tell(machine.describe())
-    turns = asyncio.run(measure(how))
+    turns = event_loop.run(measure(how))
     engine_arguments.keep(turns, how.json)
     ours, peers = [f"stack, {way}" for way in WAYS], [peer.name for peer in PEERS]
     tell(f"\n{how.precision}, {how.threads} threads, medians of {how.rounds} rounds in alternation\n")

@@ -22,7 +22,7 @@ from cli.ports import Ports
 from cli.programs import Layout, check_checkpoint, plan
 from cli.state import Addresses, StackFolder, claim
 from cli.supervisor import supervise
-from ziya.event_loop import EventLoop
+from ziya import event_loop
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "ziya-tiny"
 POLL_SECONDS = 0.05
@@ -68,8 +68,7 @@ def run(work: Coroutine[Any, Any, None]) -> bool:
         await work
 
     try:
-        with asyncio.Runner(loop_factory=EventLoop) as runner:
-            runner.run(guarded())
+        event_loop.run(guarded())
     except asyncio.CancelledError:
         return False
     return True

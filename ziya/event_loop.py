@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 _ALARM = "PollerCompletionQueue"
 _AT_ONCE = 4096
+ResultT = TypeVar("ResultT")
 
 
 class PromptGrpc:
@@ -34,6 +35,12 @@ class PromptGrpc:
 
 class EventLoop(PromptGrpc, asyncio.SelectorEventLoop):  # type: ignore[misc]  # the mixin knows no loop
     """asyncio's own loop, so."""
+
+
+def run(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """As `asyncio.run`, on such a loop."""
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        return runner.run(work)
 
 
 def _is_grpcs(callback: Callable[..., Any]) -> bool:

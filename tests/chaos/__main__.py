@@ -8,7 +8,6 @@ python -m tests.chaos --list
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tests.chaos.faults import FAULTS, SINGLE
 from tests.chaos.scene import Scene, scene
 from tests.chaos.table import HEAD, markdown, row
 from tests.chaos.verdict import Verdict
+from ziya import event_loop
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     names = given.faults or [*(fault.name for fault in SINGLE), *FAULTS]
     say(f"{describe()}\n{given.rate:g} requests/s, half of the pictures fresh, over HTTP and gRPC in turn\n")
     with scene(given.checkpoint) as there:
-        verdicts = asyncio.run(_all(there, list(dict.fromkeys(names)), Load.of(given.requests, given.rate)))
+        verdicts = event_loop.run(_all(there, list(dict.fromkeys(names)), Load.of(given.requests, given.rate)))
     say("\n" + markdown(HEAD, map(row, verdicts)))
     for verdict in verdicts:
         for example in verdict.examples:

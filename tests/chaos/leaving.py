@@ -25,6 +25,7 @@ from tests.chaos.callers import Both
 from tests.chaos.gauges import busy, pages
 from tests.chaos.scene import Scene, scene
 from tests.chaos.table import markdown
+from ziya import event_loop
 from ziya.bus import WORK
 from ziya.prompt import Turn
 
@@ -151,7 +152,7 @@ def main() -> None:
     sys.stdout.write(f"{describe()}\n\n")
     with scene(env=ENVIRONMENT) as there:
         trials = Trials(there)
-        asyncio.run(trials.run(TRIALS))
+        event_loop.run(trials.run(TRIALS))
     rows = [
         [NAMES[name], str(len(times)), *(f"{1000 * value:.0f}" for value in (median(times), max(times)))]
         for name, times in trials.times.items()

@@ -15,7 +15,6 @@ every rate; a picture whose first showing was refused would be new work when it 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ from tests.chaos.callers import Both
 from tests.chaos.scene import Scene, scene
 from tests.chaos.table import markdown
 from tests.chaos.verdict import outcome
-from ziya.event_loop import EventLoop
+from ziya import event_loop
 
 DEADLINE_SECONDS = 5.0
 ENVIRONMENT = {"ZIYA_REQUEST_TIMEOUT": f"{DEADLINE_SECONDS:g}"}
@@ -187,8 +186,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="for each rate (default 15)")
     given = parser.parse_args()
     say(f"{describe()}\ndeadline {DEADLINE_SECONDS:g} s\n")
-    with scene(env=ENVIRONMENT) as there, asyncio.Runner(loop_factory=EventLoop) as runner:
-        found = runner.run(climb(there, given.seconds))
+    with scene(env=ENVIRONMENT) as there:
+        found = event_loop.run(climb(there, given.seconds))
     rows = [one.row() for one in (*found.steps, *found.best, *found.twice)]
     say("\n" + markdown(HEAD, rows))
     say(f"\nat twice the {found.sustained:.1f} that are sustained: {100 * found.share:.0f} % of them")

@@ -11,7 +11,6 @@ warm-up as they ever get.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import threading
 import time
@@ -33,6 +32,7 @@ from tests.chaos.left_behind import left_behind
 from tests.chaos.scene import PROCESSES, Scene, scene
 from tests.chaos.table import markdown
 from tests.chaos.verdict import outcome
+from ziya import event_loop
 
 ENVIRONMENT = {
     "ZIYA_FEATURES_TTL": "60",
@@ -100,10 +100,10 @@ def main() -> None:
     seconds = given.minutes * 60
     say(f"{describe()}\n{given.minutes:g} minutes, {given.rate:g} requests/s, every third client leaves\n")
     with scene(env=ENVIRONMENT) as there:
-        say(f"{asyncio.run(fill(there)):,} different questions to fill the caches that hold a number of things\n")
+        say(f"{event_loop.run(fill(there)):,} different questions to fill the caches that hold a number of things\n")
         watch, clock = Watch(there), Stopwatch()
         with watch.running(clock):
-            counts = asyncio.run(load(there, seconds, given.rate, clock))
+            counts = event_loop.run(load(there, seconds, given.rate, clock))
         time.sleep(1.0)  # idle connections close
         left = left_behind(there)
     rows, grown = [], False
