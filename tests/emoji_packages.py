@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -69,3 +70,9 @@ def raster(kind: str, colour: tuple[int, int, int, int]) -> bytes:
     stream = io.BytesIO()
     Image.new("RGBA", (64, 64), colour).save(stream, kind)
     return stream.getvalue()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """By the files' names, what is in them: equal for equal folders."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

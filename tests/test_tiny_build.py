@@ -1,6 +1,5 @@
 """The tiny recipe's data and first checkpoint, built from a small fake of the npm packages' own formats."""
 
-import hashlib
 import io
 import json
 import random
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.emoji_packages import COUNT, SMALL, write_packages
+from tests.emoji_packages import COUNT, SMALL, digests, write_packages
 from training.data.record import Record
 from training.data.shards import Dataset
 from training.data.tasks import conversation
@@ -37,11 +36,6 @@ PAIR_SOURCES = (Source("", "vqa", field="pair", templates="plain"), Source("", "
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_packages(tmp_path_factory.mktemp("node_modules"))
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def samples(folder: Path) -> Iterator[tuple[Record, list[bytes]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.emoji_packages import write_packages
+from tests.emoji_packages import digests, write_packages
 from training.local import LocalRun
 from training.stage_folder import StageFolder
 
@@ -33,11 +32,6 @@ def shortened(packages: Path) -> dict[str, Any]:
         if "views" in train.get("images", {}):
             train["images"]["views"] = 1
     return job
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_the_whole_job_twice_gives_equal_models_and_figures(tmp_path: Path) -> None:
