@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
+from tests.emoji_packages import put, raster
 from training.stage_folder import StageFolder, write_json
 from training.tiny import examples, questions, ship
 from training.tiny.emoji import GROUPS_ZH, TEST_STYLE, TRAIN_STYLES, EmojiData
@@ -53,17 +54,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     old = {f"thing{i}": {"body": SVG} for i in range(1, 9)}
     put(root / "@iconify-json/fxemoji/icons.json", json.dumps({"icons": old, "height": 16}))
     return root
-
-
-def put(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def raster(kind: str, colour: tuple[int, int, int, int]) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGBA", (64, 64), colour).save(stream, kind)
-    return stream.getvalue()
 
 
 def svg() -> str:

@@ -1,6 +1,6 @@
 """An event loop under which gRPC's events are not held up by its own alarm bell.
 
-grpc.aio (seen in grpcio 1.83 to 1.85) has a thread that takes events from gRPC's core. For each it puts one byte into a
+grpc.aio (seen in grpcio 1.85) has a thread that takes events from gRPC's core. For each it puts one byte into a
 socket pair, to wake the loop; woken, the loop handles all events that are there and takes one byte out. So under load
 bytes are left over. They cost an idle turn of the loop each, and after about 278 of them the pair is full: the thread
 waits in `write`, and every event of the process, those of new calls among them, comes one a turn. Here all bytes are

@@ -1,7 +1,7 @@
 """What a program has loaded stays: Python's collector need not walk through it again and again.
 
-A full collection of a gateway's 100,000 objects held its event loop for a third of a second under load, several times a
-minute, and nearly all of them are its modules'.
+A full collection of a gateway's 100,000 objects, nearly all of them its modules', was seen to hold its event loop for a
+third of a second under load.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def hardly_collected() -> Iterator[None]:
     Inside, only young objects are gone through, and seldom; what makes a cycle and grows old stays until the end.
     """
     before = gc.get_threshold()
-    keep_what_is_loaded()
+    gc.freeze()  # without a collection: the clock of the measurement may be running
     gc.set_threshold(_YOUNG, _NEVER)
     try:
         yield

@@ -59,7 +59,7 @@ QFORMER = "ziya.visual.v1.QFormer"
 
 
 class Loop(PromptGrpc, uvloop.Loop):  # type: ignore[misc]  # uvloop's stubs differ from asyncio's
-    """uvloop's, which answers HTTP sooner than asyncio's."""
+    """uvloop's, prompt for gRPC."""
 
 
 @dataclass(frozen=True)
