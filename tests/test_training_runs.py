@@ -162,19 +162,37 @@ def test_lora_is_merged_into_what_serving_loads_and_kept_as_an_adapter(folder: P
     assert QFormer.load(model).retrieval
 
 
-def test_sharded_weights_train_evaluate_and_export_like_whole_ones(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "apart"), [("float32", 1e-5), pytest.param("bfloat16", 5e-2, marks=pytest.mark.slow)]
+)
+def test_sharded_weights_train_evaluate_and_export_like_whole_ones(
+    folder: Path, tmp_path: Path, precision: str, apart: float
+) -> None:
+    """Also where pictures are shared in a row and activations are computed again on the way back."""
     losses = []
-    for strategy in ("ddp", "fsdp"):
-        (tmp_path / strategy).mkdir()
-        place = output(folder, tmp_path / strategy)
-        made = stage("align", learn={"projection": 1.0, "llama": 1.0}, checks=[{"data": "data", "limit": 8}])
+    for strategy, layout, again in (("ddp", "pad", False), ("fsdp", "pad", False), ("fsdp", "share", True)):
+        (tmp_path / f"{strategy}-{layout}").mkdir()
+        place = output(folder, tmp_path / f"{strategy}-{layout}")
+        made = stage(
+            "align",
+            learn={"projection": 1.0, "llama": 1.0},
+            checks=[{"data": "data", "limit": 8}],
+            text={"layout": layout, "rowPositions": 256},
+            compute={"precision": precision, "workers": 0, "checkpointActivations": again},
+            optimizer={"accumulate": 1},
+        )
+        made["data"] = [{**source, "samplesEach": 2} for source in made["data"]]
         made["parallelism"] = {"procsPerNode": 2, "strategy": strategy}
         code, said = run(write_job(place, made), "align", place, processes=2)
         assert code == 0, said
         assert "caption/en.exact" in json.loads((place / "align" / "evaluation.json").read_text())["metrics"]
         assert load_llama(place / "align" / "model").config.name == "ziya-test"
-        losses.append([one["losses"]["lm"] for one in read(place / "align" / "metrics.jsonl") if one["kind"] == "step"])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        steps = [one for one in read(place / "align" / "metrics.jsonl") if one["kind"] == "step"]
+        losses.append([one["losses"]["lm"] for one in steps])
+        assert (steps[0]["positions"] < steps[0]["useful_tokens"]) == (layout == "share")
+    assert losses[1] == pytest.approx(losses[0], abs=apart)
+    assert losses[2] == pytest.approx(losses[0], abs=apart)
+    assert abs(losses[0][0] - losses[0][-1]) > apart
 
 
 def test_the_log_has_every_step_with_its_losses_by_source(folder: Path, tmp_path: Path) -> None:

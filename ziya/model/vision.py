@@ -17,6 +17,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from ziya.checkpoint import CheckpointConfig, CheckpointError, read_config, verify_part
 from ziya.model import preprocessing
+from ziya.model.attention import best_attention
 from ziya.model.layout import VisionShape, vision_table
 from ziya.model.preprocessing import Preprocessing
 from ziya.model.tensors import read
@@ -42,11 +43,15 @@ class VisionEncoder:
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
-        attention: str = "sdpa",
+        attention: str = "",
     ) -> VisionEncoder:
-        """Loads vision/ of a checkpoint folder. Raises CheckpointError naming what is wrong with it."""
+        """Loads vision/ of a checkpoint folder. Raises CheckpointError naming what is wrong with it.
+
+        `attention` is a name of transformers'; the fastest for `dtype` and `device` where none is given.
+        """
         config = read_config(folder)
         part = verify_part(folder, "vision", config)
+        attention = attention or best_attention(dtype, device)
         model, steps = load_vision(part, dtype=dtype, device=device, attention=attention)
         if model.config.hidden_size != config.vision_width:
             width = model.config.hidden_size
