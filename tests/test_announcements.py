@@ -132,6 +132,23 @@ async def test_a_foreign_entry_does_not_stop_the_reader(bus: Bus, announcements:
     assert await waiting == b"tokens"
 
 
+async def test_who_listens_is_told_while_it_listens_of_its_own_key(bus: Bus, announcements: Announcements) -> None:
+    told: list[str] = []
+    await bus.announce("ziya:left:before")
+    await announced_to_another(bus, announcements)
+    with announcements.listening("ziya:left:before", lambda: told.append("too early")):
+        with announcements.listening(KEY, lambda: told.append("one")):
+            with announcements.listening(KEY, lambda: told.append("other")):
+                await bus.announce("ziya:left:foreign")
+                await bus.announce(KEY)
+                await announced_to_another(bus, announcements)
+            await bus.announce(KEY)
+            await announced_to_another(bus, announcements)
+        await bus.announce(KEY)
+        await announced_to_another(bus, announcements)
+    assert told == ["one", "other", "one"]
+
+
 async def test_redis_dies_and_comes_back(redis_server: RedisServer) -> None:
     bus = Bus(redis_server.url, timeout=1.0)
     announcements = Announcements(bus)
@@ -143,8 +160,10 @@ async def test_redis_dies_and_comes_back(redis_server: RedisServer) -> None:
         await waiting
     with pytest.raises(BusUnavailable):
         await announcements.wait(KEY, soon())
+    assert not announcements.read
     redis_server.start()
     assert await _when_back(announcements, bus) == b"tokens"
+    assert announcements.read
     await announcements.close()
     await bus.close()
 

@@ -28,12 +28,12 @@ from tests.certificates import Authority
 from tests.chart_redis import USERS, ChartRedis
 from tests.debian_redis import needs_redis_tls
 from tests.helm import named, needs_helm, rendered
-from ziya.bus import Announcements, Bus, Work
+from ziya.bus import READY, Announcements, Bus, Work
 from ziya.errors import BusUnavailable, InvalidRequest
 from ziya.redis_login import RedisLogin
 
 pytestmark = needs_helm
-FEATURES, TOKENS = "ziya:features:1", "ziya:tokens:1"
+FEATURES, TOKENS, LEFT = "ziya:features:1", "ziya:tokens:1", "ziya:left:1"
 
 
 @pytest.fixture
@@ -114,6 +114,10 @@ async def test_each_component_can_do_its_work(secure: ChartRedis) -> None:
         await of["vision"].withdraw([await of["vision"].publish(work())])
         assert await of["qformer"].backlog() == 0
         await of["gateway"].drop([TOKENS])
+        left = asyncio.Event()
+        with waiting.listening(LEFT, left.set):
+            await of["gateway"].announce(LEFT)
+            await left.wait()
         # What fails, and what is given up because nobody can read it.
         await of["vision"].publish(work())
         [again] = await anext(batches)
@@ -145,6 +149,8 @@ async def test_each_component_can_do_its_work(secure: ChartRedis) -> None:
         ("gateway", ("ZADD", TOKENS, "1", "x")),
         ("gateway", ("EVAL", "return redis.call('GET', KEYS[1])", "1", TOKENS)),
         ("gateway", ("GET", "ziya:quota:k")),
+        ("gateway", ("XRANGE", READY, "-", "+")),
+        ("gateway", ("XADD", "ziya:work:qformer", "*", "tokens_key", TOKENS)),
         ("vision", ("ZSCORE", "ziya:quota:k", "images")),
         ("vision", ("GET", TOKENS)),
         ("vision", ("GET", FEATURES)),

@@ -9,6 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.fake_triton import Asked
 from tests.fakes import Gate, expected_sight, vision_service
 from tests.gateways import (
     WORDS,
@@ -22,7 +23,10 @@ from tests.gateways import (
     until,
     words_of,
 )
+from ziya.bus import READY
 from ziya.errors import Internal, Overloaded
+from ziya.keys import left_key
+from ziya.redis_link import entries_of
 
 RED = picture("red")
 SEEN = f"[{expected_sight(RED)}]{WORDS}"
@@ -55,6 +59,26 @@ async def test_leaving_in_the_middle_stops_the_model(here: Scene) -> None:
     await stream.close()
     await here.behind.triton.behaviour.cancelled.wait()
     await until(lambda: metric_is(here, "ziya_gateway_in_flight", 0))
+
+
+async def test_the_model_hears_of_who_left_and_not_of_who_was_answered(here: Scene) -> None:
+    assert await content_of(here.ask("hello")) == WORDS
+    here.behind.triton.pause = Gate()
+    stream = await here.ask("hello", stream=True)
+    await anext(aiter(stream))
+    await stream.close()
+    answered, left = (left_key(asked.sampling["request_id"], asked.sampling["deadline"]) for asked in _asked(here))
+    await until(lambda: _announced(here, left))
+    assert not await _announced(here, answered)
+
+
+def _asked(here: Scene) -> list[Asked]:
+    return here.behind.triton.asked
+
+
+async def _announced(here: Scene, key: str) -> bool:
+    entries = entries_of(await here.behind.bus.link.call("XRANGE", READY, "-", "+"))
+    return key.encode() in [fields[b"key"] for _, fields in entries]
 
 
 async def test_one_of_two_equal_images_may_leave(here: Scene) -> None:

@@ -22,6 +22,7 @@ from tests.triton_server import MODEL, Piece, TritonClient, TritonServer, keys
 from ziya.bus import Bus
 from ziya.checkpoint import read_config
 from ziya.errors import InvalidImage
+from ziya.keys import left_key
 from ziya.tls import Identity
 from ziya.wire import Stage, pack
 
@@ -225,6 +226,24 @@ async def test_a_client_that_goes_away_frees_its_slot(client: TritonClient, trit
     await until_metric(triton, "ziya_llama_running", 0)
     await until_metric(triton, "ziya_llama_waiting", 0)
     assert triton.metric("ziya_llama_cancelled_total") > before
+
+
+async def test_an_asker_that_is_announced_to_have_left_frees_its_slot(
+    client: TritonClient, triton: TritonServer, bus: Bus
+) -> None:
+    """Its call stays open, so that Triton itself knows nothing of it. What is announced of others does not matter."""
+    before, deadline = triton.metric("ziya_llama_cancelled_total"), time.time() + 60
+    waiting = {**GREEDY, "deadline": deadline, "request_id": "mine"}
+    task = asyncio.create_task(client.ask(["", "x"], waiting, image_keys=keys(["ziya:tokens:never"])))
+    await until_metric(triton, "ziya_llama_waiting_for_images", 1)
+    await bus.announce(left_key("mine", deadline + 1))
+    await bus.announce(left_key("another", deadline))
+    assert [piece.error for piece in await client.ask(QUESTION, GREEDY)][-1] == ""
+    assert not task.done()
+    await bus.announce(left_key("mine", deadline))
+    assert (await task)[-1].error.startswith("Cancelled: ")
+    assert triton.metric("ziya_llama_cancelled_total") <= before + 1
+    await until_metric(triton, "ziya_llama_cancelled_total", before + 1)
 
 
 async def test_twenty_at_once_are_answered_right(client: TritonClient, tiny_checkpoint: Path) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from ziya.errors import BusUnavailable, DeadlineExceeded, VisualTokensMissing, ZiyaError, from_line
@@ -40,6 +40,7 @@ class Announcements:
     def __init__(self, bus: _Linked, largest: int = LARGEST_VALUE) -> None:
         self._link, self._largest = bus.link, largest
         self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
+        self._listening: dict[str, list[Callable[[], object]]] = {}
         self._errors: dict[str, tuple[float, str]] = {}  # key -> (monotonic seconds, line)
         self._position: bytes | None = None  # None: nothing is being read, so nobody may wait
         self._reader: asyncio.Task[None] | None = None
@@ -57,6 +58,22 @@ class Announcements:
             with suppress(asyncio.CancelledError):
                 await self._reader
         self._lose("this process is stopping")
+
+    @property
+    def read(self) -> bool:
+        """Whether announcements are being read: Redis is there."""
+        return self._position is not None
+
+    @contextmanager
+    def listening(self, key: str, told: Callable[[], object]) -> Iterator[None]:
+        """Calls `told` when `key` is announced while the block runs; nothing is looked for under the key."""
+        self._listening.setdefault(key, []).append(told)
+        try:
+            yield
+        finally:
+            self._listening[key].remove(told)
+            if not self._listening[key]:
+                del self._listening[key]
 
     async def wait(self, key: str, deadline: float) -> bytes:
         """The bytes under `key`, now or as soon as they are announced. `deadline` is in unix seconds.
@@ -126,6 +143,8 @@ class Announcements:
             key, line = (fields.get(name, b"").decode(errors="replace") for name in (b"key", b"error"))
             if not line:
                 ready.append(key)
+                for told in list(self._listening.get(key, ())):
+                    told()
             elif not self._fail(key, from_line(line)):
                 self._remember(key, line)
         await self._give([key for key in dict.fromkeys(ready) if key in self._waiting])

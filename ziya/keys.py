@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 FEATURES_PREFIX = "ziya:features:"
 TOKENS_PREFIX = "ziya:tokens:"
+LEFT_PREFIX = "ziya:left:"
 
 
 def image_id(image: bytes) -> str:
@@ -32,6 +33,11 @@ def tokens_key(features: str, *, qformer_fingerprint: str, instruction_ids: Sequ
     """Key of the visual tokens; `instruction_ids` is None when the Q-Former does not read the instruction."""
     instruction = "" if instruction_ids is None else "i" + ",".join(map(str, instruction_ids))
     return TOKENS_PREFIX + _digest("tokens", features, qformer_fingerprint, instruction)
+
+
+def left_key(request: str, deadline: float) -> str:
+    """What is announced when the asker of a request has left; of two whose clients chose one id, deadlines differ."""
+    return LEFT_PREFIX + _digest("left", request, repr(deadline))
 
 
 def _digest(*parts: str) -> str:

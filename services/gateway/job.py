@@ -10,7 +10,7 @@ from typing import Any
 
 from services.gateway.dialogue import Ask
 from services.gateway.encoders import Encoded, Visual
-from services.gateway.llama import Piece
+from services.gateway.llama import LlamaStream, Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Job:
     """One request. `computed` holds the token keys that were computed for it, in whichever attempt.
 
     `works`: what was queued on the bus for it, as its encodes said. `texts_came`: it needs none of that any more.
+    `stream`: the latest attempt's.
     """
 
     ask: Ask
@@ -54,6 +55,7 @@ class Job:
     inline: bool = False
     works: list[str] = field(default_factory=list)
     texts_came: bool = False
+    stream: LlamaStream | None = None
     computed: set[str] = field(default_factory=set)
     encodes: list[asyncio.Task[None]] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)

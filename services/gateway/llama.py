@@ -61,17 +61,21 @@ class Prompt:
 
 
 class LlamaStream:
-    """One answer in the making: `read` until a piece has a finish reason; `close` in every case, also for the span."""
+    """One answer in the making: `read` until a piece has a finish reason; `close` in every case, also for the span.
+
+    `over`: the model is done with it, well or not.
+    """
 
     def __init__(self, call: Any, span: Span) -> None:
         self._call, self._span = call, span
-        self._finished = False
+        self._finished = self.over = False
 
     async def read(self) -> Piece:
         """The next piece. Raises what the model or the connection raised, from our tree."""
         try:
             return await self._read()
         except ZiyaError as error:
+            self.over = True
             self._span.fail(error)
             raise
 
@@ -85,7 +89,7 @@ class LlamaStream:
         if response.error_message:
             raise _from_message(response.error_message)
         piece = _piece(response.infer_response)
-        self._finished = bool(piece.finish_reason)
+        self._finished = self.over = bool(piece.finish_reason)
         return piece
 
     async def close(self) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 from services.gateway.breaker import Breaker
 from services.gateway.encoders import Encoded, Encoders, Visual
@@ -20,6 +21,7 @@ from ziya import tracing
 from ziya.bus import Bus
 from ziya.checkpoint import CheckpointConfig
 from ziya.errors import BusUnavailable, VisualTokensMissing
+from ziya.keys import left_key
 
 
 class Paths:
@@ -44,7 +46,7 @@ class Paths:
         self._bus, self._breaker = bus, breaker
         self._encoders, self._llama = encoders, llama
         self._tokens_ttl, self._watch = tokens_ttl, watch
-        self._withdrawing: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def attempt(self, job: Job) -> tuple[LlamaStream, Piece]:
         """An open stream and its first piece. Raises BusUnavailable or VisualTokensMissing where the inline
@@ -59,12 +61,15 @@ class Paths:
         return stream, piece
 
     def leave(self, job: Job) -> None:
-        """The job has ended: what was queued for it, and for nobody else, is taken off the bus if it is of no use."""
+        """The job has ended: what still works for it, and for nobody else, hears of it over the bus.
+
+        What was queued is taken back. The language model could hear it from Triton, but would have to ask often.
+        """
         works = [work_id for work_id in job.works if self._encoders.release(work_id)]
-        if works and not job.texts_came and self._breaker.closed:
-            task = asyncio.create_task(self._withdraw(works))
-            self._withdrawing.add(task)
-            task.add_done_callback(self._withdrawing.discard)
+        if works and not job.texts_came:
+            self._tell(self._bus.withdraw(works))
+        if job.stream is not None and not job.stream.over:
+            self._tell(self._bus.announce(left_key(job.ask.request_id, job.ask.deadline)))
 
     async def discard(self, job: Job) -> None:
         """Throws away what lies on the bus for the job's images: something of it fails its checks."""
@@ -72,9 +77,13 @@ class Paths:
         with suppress(BusUnavailable):  # then nobody reads it either
             await self._bus.drop(keys)
 
-    async def _withdraw(self, works: Sequence[str]) -> None:
-        with suppress(BusUnavailable):  # it is worked on in vain, and its tokens are there for the next one
-            await self._bus.withdraw(works)
+    def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
+        if self._breaker.closed:
+            task = asyncio.create_task(_quietly(telling))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+        else:
+            telling.close()
 
     async def _by_bus(self, job: Job) -> tuple[LlamaStream, Piece]:
         wanted = job.unique()
@@ -95,6 +104,7 @@ class Paths:
         prompt = Prompt(job.texts, images, ask.to_wire(span.traceparent))
         stream = self._llama.open(prompt, deadline=ask.deadline, request_id=ask.request_id, span=span)
         stack.push_async_callback(stream.close)
+        job.stream = stream
         return stream
 
     async def _first_piece(self, job: Job, stream: LlamaStream) -> Piece:
@@ -141,6 +151,11 @@ class Paths:
 
     async def _encode(self, job: Job, visual: Visual) -> None:
         job.note(visual.tokens_key, await self._encoders.encode(visual, job.ask.deadline))
+
+
+async def _quietly(telling: Coroutine[Any, Any, None]) -> None:
+    with suppress(BusUnavailable):  # work is done in vain, and its result is there for the next one
+        await telling
 
 
 def _succeeded(task: asyncio.Task[Piece]) -> bool:

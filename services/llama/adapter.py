@@ -2,7 +2,8 @@
 
 Everything here runs on one event loop; `host.py` gives it a thread and Triton's callbacks. However a request ends,
 its reply is ended exactly once, since Triton keeps a client waiting for ever otherwise. That a client
-went away is only known by asking: one watcher asks for all open requests, and cancels the tasks of the gone.
+went away the gateway announces on the bus. Triton tells it only when asked, for one request at a time, and each
+question crosses to its process: one watcher asks, often only for those whose leaving nobody would announce.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Protocol
 
@@ -24,13 +27,16 @@ from services.llama.request import Inputs, Request, parse
 from services.llama.settings import Settings
 from services.llama.visual import VisualTokens
 from ziya import tracing
+from ziya.announcements import Announcements
 from ziya.checkpoint import CheckpointConfig
 from ziya.errors import Cancelled, DeadlineExceeded, Internal, Overloaded, Unavailable, VisualTokensSpoilt, ZiyaError
+from ziya.keys import left_key
 from ziya.prompt import tokenize
 from ziya.telemetry import request_id, traceparent
 
 log = logging.getLogger(__name__)
 ASKED_AT_ONCE = 64  # with more open requests they are asked less often: each question crosses to Triton's process
+ANNOUNCED_SECONDS = 1.0  # between two questions after a request whose asker's leaving would be announced
 LONG_TEXT = 20_000  # characters from which tokenising would hold up the loop
 
 
@@ -48,13 +54,19 @@ class Adapter:
     """Serves requests with an engine. Make it inside the loop that it is to run on."""
 
     def __init__(
-        self, engine: Engine, visual: VisualTokens, tokenizer: Tokenizer, config: CheckpointConfig, settings: Settings
+        self,
+        engine: Engine,
+        announcements: Announcements,
+        tokenizer: Tokenizer,
+        config: CheckpointConfig,
+        settings: Settings,
     ) -> None:
-        self._engine, self._visual, self._tokenizer = engine, visual, tokenizer
-        self._config, self._settings = config, settings
+        self._engine, self._tokenizer, self._config, self._settings = engine, tokenizer, config, settings
+        self._announcements, self._visual = announcements, VisualTokens(announcements, config)
         self._logprobs = LogprobWords(tokenizer)
         self._capacity = settings.llama_max_running + settings.llama_max_waiting
         self._open: dict[Reply, asyncio.Task[None]] = {}
+        self._announced: set[Reply] = set()
         self._waiting_for_images = 0
         self._outside: Counter[str] = Counter()
         self._closing = False
@@ -78,11 +90,16 @@ class Adapter:
 
     async def watch(self) -> None:
         """Cancels what nobody reads any more; runs until it is cancelled."""
+        asked_all = time.monotonic()
         while True:
-            await asyncio.sleep(self._settings.llama_cancel_interval * max(1.0, len(self._open) / ASKED_AT_ONCE))
-            for reply, task in list(self._open.items()):
+            spared = self._announced if self._announcements.read else set[Reply]()
+            if time.monotonic() - asked_all > ANNOUNCED_SECONDS:
+                spared, asked_all = set(), time.monotonic()
+            asked = [(reply, task) for reply, task in self._open.items() if reply not in spared]
+            for reply, task in asked:
                 if reply.cancelled():
                     task.cancel()
+            await asyncio.sleep(self._settings.llama_cancel_interval * max(1.0, len(asked) / ASKED_AT_ONCE))
 
     async def report(self, gauges: Gauges) -> None:
         """Keeps the metrics up to date; runs until it is cancelled."""
@@ -114,8 +131,22 @@ class Adapter:
     async def _answer(self, request: Request, reply: Reply) -> None:
         request_id.set(request.request_id)
         traceparent.set(request.traceparent)
-        with tracing.span("llama.request", {"ziya.request_id": request.request_id}, kind=tracing.Kind.SERVER):
+        with (
+            tracing.span("llama.request", {"ziya.request_id": request.request_id}, kind=tracing.Kind.SERVER),
+            self._leaving(request, reply) if request.request_id else nullcontext(),
+        ):
             await self._run(request, reply)
+
+    @contextmanager
+    def _leaving(self, request: Request, reply: Reply) -> Iterator[None]:
+        """Around an answer that ends when its asker is announced to have left."""
+        self._announced.add(reply)
+        key, task = left_key(request.request_id, request.deadline), self._open[reply]
+        try:
+            with self._announcements.listening(key, task.cancel):
+                yield
+        finally:
+            self._announced.discard(reply)
 
     async def _run(self, request: Request, reply: Reply) -> None:
         began = time.perf_counter()

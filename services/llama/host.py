@@ -21,7 +21,7 @@ from services.llama.engines import start_engine
 from services.llama.gauges import Gauges
 from services.llama.request import Inputs
 from services.llama.settings import Settings
-from services.llama.visual import VisualTokens, largest_tokens
+from services.llama.visual import largest_tokens
 from ziya import tracing
 from ziya.bus import Announcements, Bus
 from ziya.checkpoint import read_config
@@ -75,7 +75,7 @@ class Host:
         await arriving
         self._announcements = Announcements(self._bus, largest_tokens(config))
         await self._announcements.start()
-        adapter = Adapter(engine, VisualTokens(self._announcements, config), tokenizer, config, settings)
+        adapter = Adapter(engine, self._announcements, tokenizer, config, settings)
         self._tasks = [asyncio.create_task(adapter.watch()), asyncio.create_task(adapter.report(gauges))]
         if settings.llama_adapters_dir is not None:
             folder = AdapterFolder(engine, settings.llama_adapters_dir)

@@ -66,7 +66,8 @@ class Settings(ProcessSettings):
     llama_stream_interval: float = Field(0.2, ge=0)
     # The same while no more than four run; 0 sends each token by itself.
     llama_few_stream_interval: float = Field(0.03, ge=0)
-    # How often Triton is asked whether a client went away; less often while more than 64 requests are open.
+    # How often Triton is asked whether a client went away that no gateway would announce, or while Redis is away: less
+    # often while there are more than 64. For all others it is asked once a second.
     llama_cancel_interval: float = Field(0.075, gt=0)
     # How often Triton's /metrics gets our numbers.
     llama_metrics_interval: float = Field(0.5, gt=0)
