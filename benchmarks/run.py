@@ -14,7 +14,7 @@ import sys
 from benchmarks.answers import PACKAGES
 
 SERVING = ("first_token", "throughput")
-ENGINES = ("engines", "engine_in_stack", "vision_path", "engine_reuse")
+ENGINES = ("engines", "engine_in_stack", "vision_path", "vit_attention", "engine_reuse")
 TRAINING = ("fine_tuning", "pretraining", "training_saves", "instruct_13b")
 OPERATOR = ("operator_latency", "operator_recovery", "operator_idle")
 CAPACITY = ("simulated_stack", "scaling")
