@@ -168,11 +168,11 @@ def test_lora_is_merged_into_what_serving_loads_and_kept_as_an_adapter(folder: P
 def test_sharded_weights_train_evaluate_and_export_like_whole_ones(
     folder: Path, tmp_path: Path, precision: str, apart: float
 ) -> None:
-    """Also where pictures are shared in a row and activations are computed again on the way back."""
+    """Sharded, pictures are shared in a row too, and activations are computed again on the way back."""
     losses = []
-    for strategy, layout, again in (("ddp", "pad", False), ("fsdp", "pad", False), ("fsdp", "share", True)):
-        (tmp_path / f"{strategy}-{layout}").mkdir()
-        place = output(folder, tmp_path / f"{strategy}-{layout}")
+    for strategy, layout, again in (("ddp", "pad", False), ("fsdp", "share", True)):
+        (tmp_path / strategy).mkdir()
+        place = output(folder, tmp_path / strategy)
         made = stage(
             "align",
             learn={"projection": 1.0, "llama": 1.0},
@@ -191,7 +191,6 @@ def test_sharded_weights_train_evaluate_and_export_like_whole_ones(
         losses.append([one["losses"]["lm"] for one in steps])
         assert (steps[0]["positions"] < steps[0]["useful_tokens"]) == (layout == "share")
     assert losses[1] == pytest.approx(losses[0], abs=apart)
-    assert losses[2] == pytest.approx(losses[0], abs=apart)
     assert abs(losses[0][0] - losses[0][-1]) > apart
 
 
