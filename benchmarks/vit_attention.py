@@ -22,6 +22,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from benchmarks import machine, quiet
+from benchmarks.alternation import order
 from ziya.model.attention import best_attention
 from ziya.model.slices import Slices
 
@@ -84,8 +85,8 @@ def rows(shape: Shape, rounds: int, slices: Slices) -> Sequence[list[str]]:
     for number in range(1 + rounds):
         for batch in BATCHES:
             pixels = made.normal(size=(batch, 3, SIZE, SIZE)).astype(np.float32)
-            for place in range(len(encoders)):
-                encoders[(place + number) % len(encoders)].run(pixels)
+            for place in order(len(encoders), number):
+                encoders[place].run(pixels)
     found = []
     for batch in BATCHES:
         fused, ours = (encoder.median(batch) for encoder in encoders)

@@ -160,10 +160,10 @@ async def test_redis_dies_and_comes_back(redis_server: RedisServer) -> None:
         await waiting
     with pytest.raises(BusUnavailable):
         await announcements.wait(KEY, soon())
-    assert not announcements.read
+    assert not announcements.is_read
     redis_server.start()
     assert await _when_back(announcements, bus) == b"tokens"
-    assert announcements.read
+    assert announcements.is_read
     await announcements.close()
     await bus.close()
 

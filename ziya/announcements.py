@@ -60,7 +60,7 @@ class Announcements:
         self._lose("this process is stopping")
 
     @property
-    def read(self) -> bool:
+    def is_read(self) -> bool:
         """Whether announcements are being read: Redis is there."""
         return self._position is not None
 

@@ -92,7 +92,7 @@ class Adapter:
         """Cancels what nobody reads any more; runs until it is cancelled."""
         asked_all = time.monotonic()
         while True:
-            spared = self._announced if self._announcements.read else set[Reply]()
+            spared = self._announced if self._announcements.is_read else set[Reply]()
             if time.monotonic() - asked_all > ANNOUNCED_SECONDS:
                 spared, asked_all = set(), time.monotonic()
             asked = [(reply, task) for reply, task in self._open.items() if reply not in spared]
