@@ -105,7 +105,7 @@ async def fetched(
     try:
         return await fetcher.get(url, soon(seconds), fetcher.budget())
     finally:
-        await fetcher.close()
+        fetcher.close()
 
 
 OPEN = FetchPolicy(allow=Fetch.ALL, seconds=5.0, any_port=True)
@@ -255,7 +255,7 @@ async def test_no_cookie_is_kept_for_the_next(site: ThreadingHTTPServer) -> None
         for path in ("cookie", "image"):
             await fetcher.get(f"http://127.0.0.1:{site.server_port}/{path}", soon(), fetcher.budget())
     finally:
-        await fetcher.close()
+        fetcher.close()
     assert site.cookies == [None, None]  # type: ignore[attr-defined]
 
 
@@ -269,7 +269,7 @@ async def test_the_images_of_a_request_are_bounded_together(site: ThreadingHTTPS
         with pytest.raises(InvalidRequest, match="together"):
             await fetcher.get(url, soon(), budget)
     finally:
-        await fetcher.close()
+        fetcher.close()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from services.gateway.page.facts import PageFacts
 from services.gateway.page.guard import Guard
 from services.gateway.page.process import PageProcess
+from services.gateway.page.proxy import PageProxy
 from tests.gateways import picture, until
 from tests.pages import EXAMPLES
 from ziya.errors import Unavailable
@@ -46,6 +49,15 @@ try:
 except ValueError as error:
     print(error)
 """
+
+THEME: Scope = {
+    "type": "http",
+    "method": "GET",
+    "path": "/theme.css",
+    "raw_path": b"/theme.css",
+    "query_string": b"",
+    "headers": [(b"host", b"page")],
+}
 
 
 def test_a_gateway_that_is_killed_leaves_no_page() -> None:
@@ -124,6 +136,37 @@ async def test_a_gateway_that_stops_does_not_wait_for_its_page() -> None:
     assert not _children("being started")
     with pytest.raises(Unavailable, match="stopping"):
         await waiting
+
+
+async def test_visitors_who_leave_at_any_moment_keep_no_connection_to_the_page() -> None:
+    page = PageProcess(PageFacts("one that is left", False, 1, 1.0, 8, 8, 0.0, 1.0))
+    page.at("127.0.0.1", 9)
+    socket = await page.socket()
+    [process] = _children("one that is left")
+    proxy = PageProxy(page, 8)
+    for pace, steps in itertools.product(range(4), range(16)):
+        await proxy(THEME, *_left_after(steps, pace))
+    open_ones = [one for one in await asyncio.to_thread(process.connections, "unix") if one.laddr == socket]
+    assert len(open_ones) <= 2  # the one that listens, and the one that was used
+    await proxy.close()
+
+
+def _left_after(steps: int, pace: int) -> tuple[Receive, Send]:
+    """A visitor who takes `pace` steps of the loop for a piece, and leaves `steps` after the answer has begun."""
+    begun = asyncio.Event()
+
+    async def receive() -> Message:
+        await begun.wait()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        begun.set()
+        for _ in range(pace):
+            await asyncio.sleep(0)
+
+    return receive, send
 
 
 def _children(word: str) -> list[psutil.Process]:

@@ -155,7 +155,7 @@ async def _front(settings: Settings, stages: _Stages, metrics: telemetry.Metrics
         any_port=settings.gateway_fetch_private,
     )
     fetcher = Fetcher(policy, Resolver(any_address if settings.gateway_fetch_private else is_public))
-    stack.push_async_callback(fetcher.close)
+    stack.callback(fetcher.close)
     paths = Paths(
         content.config,
         stages.bus,

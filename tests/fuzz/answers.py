@@ -114,7 +114,7 @@ def target() -> Iterator[Target]:
         try:
             return await fetcher.get(f"http://127.0.0.1:{server.port}/x", time.time() + 30, fetcher.budget())
         finally:
-            await fetcher.close()
+            fetcher.close()
 
     def feed(answer: bytes) -> Outcome:
         server.answer = answer

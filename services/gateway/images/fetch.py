@@ -66,14 +66,7 @@ class Fetcher:
     def __init__(self, policy: FetchPolicy, resolver: Resolver | None = None) -> None:
         self._policy = policy
         self._resolver = resolver or Resolver()
-        # No connection is kept: one opened for a.example must not be reused for b.example at the same address.
-        self._client = httpx.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            limits=httpx.Limits(max_keepalive_connections=0),
-            # What one client's server sets is nobody else's to send, and not ours to keep.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        )
+        self._trusted = httpx.create_ssl_context(trust_env=False)
 
     def budget(self) -> Budget:
         """For all the images of one request."""
@@ -83,21 +76,32 @@ class Fetcher:
         """The bytes behind `url`. Raises InvalidRequest (a sentence without the URL) or DeadlineExceeded."""
         left = deadline - time.time()
         try:
-            async with asyncio.timeout(min(self._policy.seconds, left)):
-                return await self._follow(url, budget)
+            async with asyncio.timeout(min(self._policy.seconds, left)), self._client() as client:
+                return await self._follow(client, url, budget)
         except TimeoutError:
             if left <= self._policy.seconds:
                 raise DeadlineExceeded("the request's time was over while its image was fetched") from None
             raise InvalidRequest(f"the image did not arrive within {self._policy.seconds:g} seconds") from None
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._resolver.close()
-        await self._client.aclose()
 
-    async def _follow(self, text: str, budget: Budget) -> bytes:
+    def _client(self) -> httpx.AsyncClient:
+        """For one image: a client that is cancelled while it closes a connection never gets its place back."""
+        return httpx.AsyncClient(
+            verify=self._trusted,
+            trust_env=False,
+            follow_redirects=False,
+            # No connection is kept: one opened for a.example must not be reused for b.example at the same address.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            # What a server sets is not ours to keep.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )
+
+    async def _follow(self, client: httpx.AsyncClient, text: str, budget: Budget) -> bytes:
         url = self._checked(text)
         for _ in range(self._policy.max_redirects + 1):
-            answer = await self._get(url, budget)
+            answer = await self._get(client, url, budget)
             if isinstance(answer, bytes):
                 return answer
             url = self._checked(answer, url)
@@ -122,19 +126,19 @@ class Fetcher:
             raise InvalidRequest(f"images are fetched from port {_PORTS[url.scheme]} alone, not {url.port}")
         return url
 
-    async def _get(self, url: httpx.URL, budget: Budget) -> bytes | str:
+    async def _get(self, client: httpx.AsyncClient, url: httpx.URL, budget: Budget) -> bytes | str:
         """The body of a 200, or the Location of a redirect."""
         host, port = url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme]
         failure: httpx.HTTPError | None = None
         for address in await self._resolver.resolve(host, port):
-            request = self._client.build_request(
+            request = client.build_request(
                 "GET",
                 url.copy_with(host=address),
                 headers={"Host": url.netloc.decode("ascii"), "Accept": "image/*", "Accept-Encoding": "identity"},
                 extensions={"sni_hostname": host},
             )
             try:
-                response = await self._client.send(request, stream=True)
+                response = await client.send(request, stream=True)
             except httpx.ConnectError as error:
                 failure = error
                 continue

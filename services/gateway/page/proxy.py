@@ -10,8 +10,10 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from html import escape
 
+import anyio
 import httpx
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -116,12 +118,14 @@ class PageProxy:
         except ZiyaError as error:
             await _failure(error, scope["path"])(scope, receive, send)
             return
-        sending = asyncio.create_task(_send(upstream, scope["path"], send))
-        gone = asyncio.create_task(_gone(receive))
+        # A scope of anyio's, which lets httpx finish what it closes; asyncio's cancellation leaves connections behind.
+        visit = anyio.CancelScope()
+        gone = asyncio.create_task(_gone(receive, visit))
         try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            with visit, suppress(httpx.HTTPError):  # the page has died; uvicorn breaks the answer off
+                await _send(upstream, scope["path"], send)
         finally:
-            await cancel([sending, gone])
+            await cancel([gone])
             await upstream.aclose()
 
     async def _ask(self, request: Request) -> httpx.Response:
@@ -136,7 +140,7 @@ class PageProxy:
         body = _bounded(request, limit) if request.method == "POST" else None
         try:
             asked = client.build_request(request.method, url, headers=headers, content=body)
-            async with asyncio.timeout(ASK_SECONDS):
+            with anyio.fail_after(ASK_SECONDS):
                 return await client.send(asked, stream=True)
         except TimeoutError:
             raise DeadlineExceeded(f"the request did not come within {ASK_SECONDS:g} seconds") from None
@@ -193,6 +197,7 @@ async def _send(upstream: httpx.Response, path: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _gone(receive: Receive) -> None:
+async def _gone(receive: Receive, visit: anyio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    visit.cancel()

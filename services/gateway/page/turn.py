@@ -10,6 +10,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import httpx
 
 from services.gateway.page import answer, sentences
@@ -91,11 +92,12 @@ async def ask(
 async def _paced(pieces: AsyncGenerator[Answer, None], left: asyncio.Event) -> AsyncGenerator[Answer | None, None]:
     """The newest piece, a frame apart from the one before; None after a tick without any. Ends a tick after `left`."""
     newest: Answer | None = None
-    fresh = asyncio.Event()
+    fresh, scope = asyncio.Event(), anyio.CancelScope()
 
     async def read() -> None:
         nonlocal newest
-        async with aclosing(pieces):
+        # anyio's scope, as asyncio's cancellation could keep httpx from giving its connection back
+        with scope:
             async for piece in pieces:
                 newest = piece
                 fresh.set()
@@ -114,5 +116,5 @@ async def _paced(pieces: AsyncGenerator[Answer, None], left: asyncio.Event) -> A
                 return
             await asyncio.wait({reader}, timeout=FRAME_SECONDS)
     finally:
-        reader.cancel()
+        scope.cancel()
         await asyncio.wait({reader})
