@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -239,6 +240,26 @@ async def test_the_door_is_shut_when_all_is_full_and_opens_for_who_goes_before()
         with here.admission.enter(A):
             await refused(waiting)
             await here.leave("first")
+    assert here.admission.in_flight == 0
+
+
+async def test_a_key_with_less_inside_comes_in_while_nobody_can_be_told() -> None:
+    here = hall(requests=1, waiting=1)
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(here.admission.enter(A))  # neither answered nor waiting: their bodies are parsed
+        with pytest.raises(Overloaded), here.admission.enter(A):
+            pass
+        stack.enter_context(here.admission.enter(B))
+        stack.enter_context(here.admission.enter(caller("c")))
+        with pytest.raises(Overloaded), here.admission.enter(caller("d", Priority.HIGH)):
+            pass  # twice the room is the end
+        await here.come("first", A)
+        waiting = await here.queue("second", A)
+        modest = await here.queue("b", B)
+        await refused(waiting)
+        await here.leave("first")
+        await modest
     assert here.admission.in_flight == 0
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from services.gateway.admission.cost import Cost
-from services.gateway.admission.fair_order import Load, Shares, Waiter, note
+from services.gateway.admission.fair_order import Load, Shares, Waiter, note, rank
 from services.gateway.admission.metrics import AdmissionMetrics
 from services.gateway.admission.readers import Readers
 from services.gateway.keys.api_keys import Caller
@@ -76,6 +77,7 @@ class Admission:
         self._arrivals = 0
         self._held_seconds = 0.0
         self.in_flight = 0
+        self._inside: Counter[Caller] = Counter()
         self.draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -95,11 +97,13 @@ class Admission:
         if self.in_flight >= self._capacity.requests + self._capacity.waiting:
             self._make_room(caller)
         self.in_flight += 1
+        self._inside[caller] += 1
         self._idle.clear()
         try:
             yield
         finally:
             self.in_flight -= 1
+            self._inside -= Counter([caller])  # which forgets those that are not there
             if not self.in_flight:
                 self._idle.set()
 
@@ -107,9 +111,22 @@ class Admission:
         last = self._last()
         if last is not None and self._shares.gives_way(last, caller):
             self._refuse(last, "displaced", self._overloaded())
-        elif not self.readers.displace(caller):
+        elif not self.readers.displace(caller) and not self._squeezes_in(caller):
             self._metrics.shed("full", caller.key.name)
             raise self._overloaded()
+
+    def _squeezes_in(self, arrival: Caller) -> bool:
+        """Whether it may come in though all is full: somebody would give way to it who just now cannot.
+
+        A request that is between its body and the queue, or is just leaving, cannot be told; who gives way is then
+        found in the queue. Twice what there is room for is the end of it.
+        """
+        if self.in_flight >= 2 * (self._capacity.requests + self._capacity.waiting):
+            return False
+        counts: Counter[str] = Counter()
+        for caller, count in self._inside.items():
+            counts[caller.key.name] += count
+        return any(rank(caller, counts) > rank(arrival, counts, 1) for caller in self._inside)
 
     async def place(self, caller: Caller, cost: Cost, deadline: float) -> Place:
         """Room for a request, at once or after a wait. `deadline` is unix seconds.

@@ -9,7 +9,7 @@ and of that key the latest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -102,6 +102,11 @@ def note(loads: dict[str, Load], name: str, cost: Cost, requests: int) -> None:
     load.add(cost, requests)
     if not load.requests:
         del loads[name]
+
+
+def rank(caller: Caller, requests: Mapping[str, int], more: int = 0) -> tuple[int, float]:
+    """Of those whose cost is not known yet the one with the largest gives way. `requests`: of each key; `more` come."""
+    return (-caller.priority, (requests[caller.key.name] + more) / caller.key.weight)
 
 
 def _share(loads: dict[str, Load], caller: Caller, bound: Load) -> float:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from services.gateway.admission.fair_order import rank
 from services.gateway.admission.metrics import AdmissionMetrics
 from services.gateway.keys.api_keys import Caller
 from ziya.errors import Overloaded
@@ -50,12 +51,9 @@ class Readers:
         """Takes a place back for a request that arrives, if there is one that gives way to it."""
         there = [reader for reader in self._readers if not reader.displaced]
         counts = Counter(reader.caller.key.name for reader in there)
-
-        def rank(caller: Caller, more: int = 0) -> tuple[int, float]:
-            return (-caller.priority, (counts[caller.key.name] + more) / caller.key.weight)
-
-        last = max(there, key=lambda reader: rank(reader.caller), default=None)  # of equal ones the first, the oldest
-        if last is None or rank(last.caller) <= rank(arrival, 1):
+        # of equal ones the first, the oldest
+        last = max(there, key=lambda reader: rank(reader.caller, counts), default=None)
+        if last is None or rank(last.caller, counts) <= rank(arrival, counts, 1):
             return False
         self._metrics.shed("displaced", last.caller.key.name)
         last.displaced = True
