@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from ziya.errors import DeadlineExceeded, InvalidRequest, Overloaded, ZiyaError, from_status
+from ziya.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable, ZiyaError, from_status
 from ziya.interceptors import REQUEST_ID, RETRY_AFTER, TRACEPARENT
 from ziya.telemetry import request_id, traceparent
 from ziya.tls import TlsFolder
@@ -25,7 +25,8 @@ _RETRY = {
     "initialBackoff": "0.05s",
     "maxBackoff": "0.5s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # A server that shuts down says CANCELLED to the calls that it has received but not begun.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 # Throttled, so that an outage is not multiplied by everyone's retries.
 SERVICE_CONFIG = {
@@ -83,6 +84,8 @@ def error_of(error: grpc.aio.AioRpcError) -> ZiyaError:
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in details:
         return InvalidRequest(f"the request or its answer is larger than the message limit ({details})")
+    if code is grpc.StatusCode.CANCELLED and not details.startswith("Cancelled: "):
+        return Unavailable("the service was shutting down")
     ours = from_status(code, details)
     trailing: Any = error.trailing_metadata() or ()  # an iterable of pairs; the stubs do not know
     if isinstance(ours, Overloaded):
