@@ -106,8 +106,8 @@ def test_the_running_mean_is_one_and_can_be_exchanged() -> None:
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
 def test_muons_direction_has_the_gradients_singular_vectors_and_values_near_one(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    direction = orthogonal(matrix)
+    matrices = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
+    direction, matrix = orthogonal(matrices)[1], matrices[1]
     values = torch.linalg.svdvals(direction)
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
 
@@ -115,6 +115,24 @@ def test_muons_direction_has_the_gradients_singular_vectors_and_values_near_one(
     assert float(values.max()) < 1.3
     inner = left.T @ direction @ right.T
     torch.testing.assert_close(inner, torch.diag(inner.diag()), atol=2e-3, rtol=0)
+
+
+def test_muon_moves_each_matrix_as_if_it_were_alone() -> None:
+    draw = torch.Generator().manual_seed(5)
+    shapes = [(8, 24), (16, 16), (8, 24), (24, 8), (8, 24)]
+    together = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+    apart = [nn.Parameter(weight.detach().clone()) for weight in together]
+    optimizers = [Muon(together, lr=0.1), *(Muon([weight], lr=0.1) for weight in apart)]
+    for step in range(3):
+        for number, (one, other) in enumerate(zip(together, apart, strict=True)):
+            one.grad = torch.randn(one.shape, generator=draw)
+            if (step, number) == (1, 2):
+                one.grad = None  # a weight that nothing reached stays where it is
+            other.grad = None if one.grad is None else one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_muon_moves_by_the_rate_whatever_the_gradients_size() -> None:

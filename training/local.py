@@ -28,8 +28,9 @@ from ziya.leash import on_leash
 
 Say = Callable[[str], None]
 ENVIRONMENT = {
-    # Threads that spin while they wait take the cores from the loader's processes.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # Threads that spin while they wait take the cores from the loader's processes, and those that sleep at once are
+    # woken too late for small products. So a third of a millisecond of spinning.
+    "GOMP_SPINCOUNT": "20000",
     "TOKENIZERS_PARALLELISM": "false",
     # glibc gives a large tensor's pages back when it is freed, and the next step faults them in again: 15 % of a small
     # step on a CPU. These keep them (32 MiB is the largest threshold it takes).

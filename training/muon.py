@@ -8,7 +8,7 @@ instructions do ten times slower than float32; here they are done in float32 on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,18 +17,20 @@ from torch import Tensor
 # Coefficients of the quintic iteration, chosen by its author for a steep slope at zero.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
+# So many numbers at once: of large matrices one is work enough for all cores, and copies of several would take memory.
+_TOGETHER = 1 << 22
 
 
-def orthogonal(matrix_MN: Tensor) -> Tensor:
-    """A matrix with the same singular vectors and all singular values near one (between about 0.7 and 1.2)."""
-    work = matrix_MN.float() if matrix_MN.device.type == "cpu" else matrix_MN.bfloat16()
-    tall = work.shape[0] > work.shape[1]
-    x = work.T if tall else work
-    x = x / (x.norm() + 1e-7)
+def orthogonal(matrices_KMN: Tensor) -> Tensor:
+    """Matrices with the same singular vectors and all singular values near one (between about 0.7 and 1.2)."""
+    work = matrices_KMN.float() if matrices_KMN.device.type == "cpu" else matrices_KMN.bfloat16()
+    tall = work.shape[1] > work.shape[2]
+    x = work.mT if tall else work
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
-    return (x.T if tall else x).to(matrix_MN.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return (x.mT if tall else x).to(matrices_KMN.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -41,18 +43,32 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update from the gradients on the parameters; `closure` is not used."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._move(weight, group)
+            for weights in _alike(group["params"]):
+                self._move(weights, group)
 
-    def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _move(self, weights: Sequence[Tensor], group: dict[str, Any]) -> None:
+        wanted_KMN = torch.stack([self._momentum(weight, group["momentum"]) for weight in weights])
+        size = 0.2 * max(weights[0].shape) ** 0.5
+        for weight, direction_MN in zip(weights, orthogonal(wanted_KMN), strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction_MN, alpha=-group["lr"] * size)
+
+    def _momentum(self, weight: Tensor, momentum: float) -> Tensor:
         gradient = weight.grad
         assert gradient is not None
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         mean: Tensor = state["momentum"]
-        mean.lerp_(gradient, 1 - group["momentum"])
-        direction = orthogonal(gradient.lerp(mean, group["momentum"]))
-        size = 0.2 * max(weight.shape) ** 0.5
-        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"] * size)
+        mean.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(mean, momentum)
+
+
+def _alike(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Those that have a gradient, by shape: small ones are made orthogonal together, each on a core of its own."""
+    shapes: dict[torch.Size, list[Tensor]] = {}
+    for weight in weights:
+        if weight.grad is not None:
+            shapes.setdefault(weight.shape, []).append(weight)
+    for shape, same in shapes.items():
+        count = max(1, _TOGETHER // shape.numel())
+        yield from (same[start : start + count] for start in range(0, len(same), count))
