@@ -73,7 +73,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes_and_pays_nothing_t
     assert set(counts["paid_contents"].values()) == {1}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_is_clean_and_says_how_to_go_on(
     number: signal.Signals, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:

@@ -145,7 +145,7 @@ def _pieces(output: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((output / "pieces").iterdir())]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_join_that_is_killed_at_any_moment_ends_with_the_same_bytes(
     seed: int, options: dict[str, Any], tmp_path: Path
 ) -> None:

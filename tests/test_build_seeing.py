@@ -30,7 +30,7 @@ def test_a_model_that_can_see_is_shown_the_pictures(tmp_path: Path) -> None:
     assert [answer["en"] for answer in answers] == [f"One can see {caption}." for caption in CAPTIONS]
 
 
-@pytest.mark.parametrize("shards", ["1", "2"])
+@pytest.mark.parametrize("shards", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_text_of_another_picture_is_rejected_and_the_manifest_names_the_judge(shards: str, tmp_path: Path) -> None:
     pictures = CHECKPOINT / "examples"
     rows = [

@@ -39,8 +39,8 @@ def waited(stage: str, rate: float, measured: StageTimes, limits: Limits = AMPLE
     return mean(mean_wait(outcome, stage) for outcome in runs)
 
 
-@pytest.mark.parametrize("utilisation", [0.5, 0.8])
-@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("utilisation", [pytest.param(0.5, marks=pytest.mark.slow), 0.8])
+@pytest.mark.parametrize("spread", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_one_encoder_waits_as_pollaczek_and_khinchine_say(utilisation: float, spread: float) -> None:
     service = 0.1
     measured = times(vision={"batch_seconds": {1: service}, "spread": spread})
@@ -60,7 +60,10 @@ def test_one_encoder_waits_exactly_as_lindley_says() -> None:
     assert [request.waits["vision"] for request in outcome.requests] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("servers", "utilisation"), [(1, 0.6), (2, 0.7), (3, 0.8), (8, 0.8)])
+@pytest.mark.parametrize(
+    ("servers", "utilisation"),
+    [(1, 0.6), pytest.param(2, 0.7, marks=pytest.mark.slow), pytest.param(3, 0.8, marks=pytest.mark.slow), (8, 0.8)],
+)
 def test_qformers_at_one_bus_wait_as_erlang_says(servers: int, utilisation: float) -> None:
     service = 0.1
     measured = times(qformer={"batch_seconds": {1: service}, "spread": 1.0})

@@ -112,7 +112,7 @@ def test_a_stage_is_trained_and_the_first_process_tells_what_it_left(
     assert again.words() == [first, *others]
 
 
-@pytest.mark.parametrize(("nodes", "processes"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("nodes", "processes"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_a_pod_that_is_told_to_stop_stops_all_after_a_checkpoint(
     folder: Path, tmp_path: Path, nodes: int, processes: int
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_pod_that_is_told_to_stop_stops_all_after_a_checkpoint(
     assert (tmp_path / "long" / "checkpoints" / f"step-{steps.pop():09d}" / "COMMIT").exists()
 
 
-@pytest.mark.parametrize(("nodes", "processes"), [(1, 1), (2, 1)])
+@pytest.mark.parametrize(("nodes", "processes"), [pytest.param(1, 1, marks=pytest.mark.slow), (2, 1)])
 def test_wrong_data_ends_all_pods_with_42_and_the_sentence(
     folder: Path, tmp_path: Path, nodes: int, processes: int
 ) -> None:

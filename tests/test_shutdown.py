@@ -17,7 +17,7 @@ from tests.test_system import CHINESE, body, pixels
 pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(240)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_stop_lets_the_answer_in_flight_finish_and_leaves_nothing(
     tmp_path: Path, tiny_checkpoint: Path, number: signal.Signals
 ) -> None:
