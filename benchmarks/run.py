@@ -15,7 +15,7 @@ from benchmarks.answers import PACKAGES
 
 SERVING = ("first_token", "throughput")
 ENGINES = ("engines", "engine_in_stack", "vision_path", "vit_attention", "engine_reuse")
-TRAINING = ("fine_tuning", "pretraining", "training_saves", "instruct_13b")
+TRAINING = ("fine_tuning", "pretraining", "muon", "training_saves", "instruct_13b")
 OPERATOR = ("operator_latency", "operator_recovery", "operator_idle")
 CAPACITY = ("simulated_stack", "scaling")
 ALL = (*SERVING, *ENGINES, *TRAINING, *OPERATOR, *CAPACITY, "answers")
