@@ -29,7 +29,7 @@ from ziya.leash import on_leash
 Say = Callable[[str], None]
 ENVIRONMENT = {
     # Threads that spin while they wait take the cores from the loader's processes, and those that sleep at once are
-    # woken too late for small products. So a third of a millisecond of spinning.
+    # woken too late for small products. So they spin for a moment.
     "GOMP_SPINCOUNT": "20000",
     "TOKENIZERS_PARALLELISM": "false",
     # glibc gives a large tensor's pages back when it is freed, and the next step faults them in again: 15 % of a small
