@@ -11,14 +11,15 @@ is the same engine without the library.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from services.llama.engine import kernels
 from services.llama.engine.batch import Batch, Model
 from services.llama.engine.blocks import BLOCK
 from services.llama.engine.cpu import CpuLlama
-from services.llama.engine.kernels.build import FLAGS
+from services.llama.engine.kernels.build import command
 from services.llama.engine.kv_cache import KVCache
 from services.llama.engine.llama import Llama
 from ziya.model.llama import LlamaWeights, load_llama
@@ -59,8 +60,8 @@ VARIANTS = (
 )
 
 
-def build(variant: Variant, folder: Path) -> Path:
-    """Compiles the variant. Raises ValueError when what it changes is not there exactly once."""
+def build(variant: Variant, instructions: str, folder: Path) -> ctypes.CDLL:
+    """Compiles the variant and loads it. Raises ValueError when what it changes is not there exactly once."""
     folder.mkdir()
     for source in (*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")):
         text = source.read_text("utf-8")
@@ -70,20 +71,10 @@ def build(variant: Variant, folder: Path) -> Path:
             text = text.replace(variant.old, variant.new)
         (folder / source.name).write_text(text, "utf-8")
     library = folder / "variant.so"
-    subprocess.run(["g++", *FLAGS, str(folder / "engine.cpp"), "-o", str(library)], check=True)
-    return library
-
-
-@contextmanager
-def in_use(library: Path) -> Iterator[None]:
-    """What is made within uses this library, also later on."""
-    kept, kernels.LIBRARY = kernels.LIBRARY, library
-    kernels.library.cache_clear()
-    try:
-        yield
-    finally:
-        kernels.LIBRARY = kept
-        kernels.library.cache_clear()
+    subprocess.run(command("g++", instructions, folder / "engine.cpp", library), check=True)
+    loaded = kernels.load(library)
+    assert loaded is not None, "the instructions are those of this processor"
+    return loaded
 
 
 class Timed:
@@ -115,14 +106,13 @@ class Timed:
         self.seconds.setdefault(name, []).append((time.perf_counter() - began) / repeat)
 
 
-def made(load: Callable[[], LlamaWeights], precision: str, folder: Path) -> list[Timed]:
+def made(load: Callable[[], LlamaWeights], precision: str, instructions: str, folder: Path) -> list[Timed]:
     quantise = "int8" if precision == "int8" else "none"
     found, threads = [], len(os.sched_getaffinity(0))
     for number, variant in enumerate(VARIANTS):
-        with in_use(build(variant, folder / str(number))):
-            model = CpuLlama(load(), CONTEXT, threads, quantise)
-            cache = model.new_cache(1 + MOST * (CONTEXT // BLOCK))
-            found.append(Timed(variant.name, model, cache))
+        model = CpuLlama(load(), CONTEXT, threads, quantise, build(variant, instructions, folder / str(number)))
+        cache = model.new_cache(1 + MOST * (CONTEXT // BLOCK))
+        found.append(Timed(variant.name, model, cache))
     torch_model = Llama(load(), CONTEXT)
     found.append(Timed("torch", torch_model, torch_model.new_cache(1 + MOST * (CONTEXT // BLOCK))))
     return found
@@ -144,21 +134,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--at", type=Path, default=Path("build/peers"), help="where benchmarks.engines put its models")
     parser.add_argument("--precision", choices=("bf16", "int8"), default="bf16")
+    parser.add_argument(
+        "--instructions", choices=list(kernels.libraries()), default=next(iter(kernels.libraries()), None)
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for a quiet machine")
     how = parser.parse_args()
+    if how.instructions is None:
+        parser.error("no compiled pass runs here: python -m services.llama.engine.kernels.build")
     torch.set_num_threads(1)
     quiet.wait(how.patience, print)
     print(machine.describe(), flush=True)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        timed = made(
-            lambda: load_llama(how.at / "models" / "checkpoint", dtype=torch.bfloat16), how.precision, Path(folder)
-        )
+        weights = partial(load_llama, how.at / "models" / "checkpoint", dtype=torch.bfloat16)
+        timed = made(weights, how.precision, how.instructions, Path(folder))
         for _ in range(how.rounds):
             for one in timed:
                 torch.set_num_threads(len(os.sched_getaffinity(0)) if one.name == "torch" else 1)
                 one.round()
-        print(f"\n{how.precision}; medians of {how.rounds} rounds in turns, and of each round's ratio to all of it\n")
+        print(f"\n{how.precision}, {how.instructions}; medians of {how.rounds} rounds in turns, and of each round's")
+        print("ratio to all of it\n")
         print(report(timed))
 
 

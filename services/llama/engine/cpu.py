@@ -33,7 +33,7 @@ SITES = {
     "up": (GATE_UP, 1, "mlp.up_proj"),
     "down": (DOWN, 0, "mlp.down_proj"),
 }
-RANK_STEP = 16  # the library's registers hold 16 numbers
+RANK_STEP = 16  # registers hold 16 numbers at most
 
 
 def can_run(shape: LlamaShape, quantise: str = "none") -> bool:
@@ -46,11 +46,19 @@ def can_run(shape: LlamaShape, quantise: str = "none") -> bool:
 class CpuLlama:
     """Takes `weights` over. `quantise` is "none", "int8" (a scale an output) or "int4" (one for 64 inputs; head: int8).
 
-    With quantised weights rows become 8-bit integers as they come, with a scale each.
+    With quantised weights rows become 8-bit integers as they come, with a scale each. Without `library` it is the best
+    one that runs here.
     """
 
-    def __init__(self, weights: LlamaWeights, context: int, threads: int, quantise: str = "none") -> None:
-        library = kernels.library()
+    def __init__(
+        self,
+        weights: LlamaWeights,
+        context: int,
+        threads: int,
+        quantise: str = "none",
+        library: ctypes.CDLL | None = None,
+    ) -> None:
+        library = library or kernels.library()
         assert library is not None, "ask can_run first"
         self.shape, self._library = weights.shape, library
         self._embedding = weights.tensors["model.embed_tokens.weight"]
@@ -110,8 +118,9 @@ class CpuLlama:
         return self._logits_SV
 
     def _room_for_logits(self, rows: int) -> Tensor:
-        """Rows are filled up to whole tiles of 64."""
-        return torch.empty(rows, -(-self.shape.vocab // 64) * 64)[:, : self.shape.vocab]
+        """Rows are filled up to whole tiles."""
+        tile = self._library.ziya_tile()
+        return torch.empty(rows, -(-self.shape.vocab // tile) * tile)[:, : self.shape.vocab]
 
     def _native_shape(self, kind: int, context: int, threads: int) -> kernels.Shape:
         shape, (cosines, sines) = self.shape, self._rotations

@@ -35,8 +35,8 @@ def choose_model(
     )
     if kernels == "compiled" and not compiled:
         raise SettingsError(
-            "ZIYA_LLAMA_KERNELS is compiled, but the compiled model cannot run here: it takes a CPU with AVX512-BF16 "
-            "and VNNI, float32 or bfloat16, widths that are multiples of 32 (64 for int4), and "
+            "ZIYA_LLAMA_KERNELS is compiled, but the compiled model cannot run here: it takes an x86 CPU with AVX2, "
+            "float32 or bfloat16, widths that are multiples of 32 (64 for int4), and "
             "`python -m services.llama.engine.kernels.build`"
         )
     if kernels == "torch" or not compiled:

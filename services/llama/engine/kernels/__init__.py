@@ -1,4 +1,4 @@
-"""The C++ forward pass as Python sees it: one library, loaded when it is there and the processor can run it."""
+"""The C++ forward pass as Python sees it: a library for each set of instructions, loaded where a processor has them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from ctypes import POINTER, c_float, c_int, c_int32, c_void_p
 from functools import cache
 from pathlib import Path
 
-LIBRARY = Path(__file__).with_name("libziya_llama.so")
+FOLDER = Path(__file__).parent
+INSTRUCTIONS = ("avx512", "avx2")  # the best first
 
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 QKV, OUT, GATE_UP, DOWN = range(4)
@@ -55,12 +56,27 @@ _ARGUMENTS = {
 }
 
 
+def path(instructions: str) -> Path:
+    """Where the library for these instructions is, once it is built."""
+    return FOLDER / f"libziya_llama_{instructions}.so"
+
+
 @cache
+def libraries() -> dict[str, ctypes.CDLL]:
+    """By their instructions, the best first: those that were built and that this processor can run."""
+    built = {name: path(name) for name in INSTRUCTIONS if path(name).is_file()}
+    loaded = {name: load(file) for name, file in built.items()}
+    return {name: library for name, library in loaded.items() if library is not None}
+
+
 def library() -> ctypes.CDLL | None:
-    """None where it was not built, or where the processor lacks an instruction that it is made of."""
-    if not LIBRARY.is_file():
-        return None
-    loaded = ctypes.CDLL(str(LIBRARY))
+    """The best one; None where the engine has to run on torch."""
+    return next(iter(libraries().values()), None)
+
+
+def load(file: Path) -> ctypes.CDLL | None:
+    """None where the processor lacks an instruction that it is made of."""
+    loaded = ctypes.CDLL(str(file))
     if not loaded.ziya_supported():
         return None
     for name, arguments in _ARGUMENTS.items():

@@ -1,7 +1,7 @@
 // Attention of one sequence's rows for one key/value head, over blocks of 16 positions.
 //
-// Within a block, keys stand so that one register holds the same dimensions of all 16 positions: a query's scores
-// against a block need no sum across a register. Values stand position after position. Up to 4 queries (rows
+// Within a block, keys stand so that a register (two with AVX2) holds the same dimensions of all 16 positions: a query's
+// scores against a block need no sum across a register. Values stand position after position. Up to 4 queries (rows
 // and the heads that share this one's keys) go over the cache together. Scores, softmax and sums are float32.
 #pragma once
 
@@ -12,6 +12,7 @@
 namespace ziya {
 
 constexpr int BLOCK = 16, QUERIES = 4;
+constexpr int PLACES = BLOCK / LANES;  // registers that a block's positions fill
 
 struct HeadShape {
   int heads, kv_heads, width, context;
@@ -49,7 +50,7 @@ class Head {
       : shape_(shape), keys_(keys), values_(values), stride_(stride) {
     const int padded = (shape.context + BLOCK - 1) / BLOCK * BLOCK;
     scores_.reserve(static_cast<size_t>(QUERIES) * padded), row_.reserve(shape.width);
-    queries_.reserve(static_cast<size_t>(QUERIES) * shape.width), pitch_ = padded;
+    words_ = words_of(KIND, shape.width), queries_.reserve(static_cast<size_t>(QUERIES) * words_), pitch_ = padded;
   }
 
   void at(T* keys, T* values) { keys_ = keys, values_ = values; }
@@ -90,8 +91,8 @@ class Head {
  private:
   void query(int n, int position, const float* from) {
     rotate(shape_, position, from, 1.f / std::sqrt(static_cast<float>(shape_.width)), row_.data());
-    T* to = queries_.data() + static_cast<size_t>(n) * shape_.width;
-    for (int i = 0; i < shape_.width; i += LANES) store(to + i, load(row_.data() + i));
+    uint32_t* to = queries_.data() + static_cast<size_t>(n) * words_;
+    for (int i = 0; i < shape_.width; i += LANES) put_left<KIND>(to, i, load(row_.data() + i));
   }
 
   template <int queries>
@@ -101,74 +102,84 @@ class Head {
     float shares[QUERIES];
     for (int n = 0; n < queries; ++n) shares[n] = softmax(scores_.data() + static_cast<size_t>(n) * pitch_, limits[n], longest);
     int from = 0;
-    for (; from + 4 * LANES <= shape_.width; from += 4 * LANES) gather<queries, 4>(table, longest, from, shares, outs, count);
+    for (; from + TILE <= shape_.width; from += TILE) gather<queries, BANDS>(table, longest, from, shares, outs, count);
     for (; from < shape_.width; from += LANES) gather<queries, 1>(table, longest, from, shares, outs, count);
   }
 
   template <int queries>
   void score(const T* block, int start) {
     const int groups = shape_.width / EACH;
-    __m512 sums[queries];
-    for (auto& sum : sums) sum = _mm512_setzero_ps();
-    const auto* left = reinterpret_cast<const int32_t*>(queries_.data());
+    Floats sums[queries][PLACES];
+    for (auto& query : sums)
+      for (auto& sum : query) sum = all(0.f);
     for (int group = 0; group < groups; ++group) {
-      const __m512i key = _mm512_loadu_si512(block + static_cast<size_t>(group) * BLOCK * EACH);
-#pragma GCC unroll 4
-      for (int n = 0; n < queries; ++n) sums[n] = dot<KIND>(sums[n], _mm512_set1_epi32(left[n * groups + group]), key);
+      const T* keys = block + static_cast<size_t>(group) * BLOCK * EACH;
+      const uint32_t* left = queries_.data() + group * parts(KIND);
+      score_part<queries, 0>(left, keys, sums);
+      if constexpr (parts(KIND) == 2) score_part<queries, 1>(left + 1, keys, sums);
     }
-    for (int n = 0; n < queries; ++n) store(scores_.data() + static_cast<size_t>(n) * pitch_ + start, sums[n]);
+    for (int n = 0; n < queries; ++n)
+      for (int place = 0; place < PLACES; ++place)
+        store(scores_.data() + static_cast<size_t>(n) * pitch_ + start + place * LANES, sums[n][place]);
+  }
+
+  template <int queries, int part>
+  void score_part(const uint32_t* left, const T* keys, Floats (&sums)[queries][PLACES]) {
+    Words key[PLACES];
+#pragma GCC unroll 2
+    for (int place = 0; place < PLACES; ++place) key[place] = part_of<KIND, part>(load_bits(keys + place * LANES * EACH));
+#pragma GCC unroll 4
+    for (int n = 0; n < queries; ++n)
+#pragma GCC unroll 2
+      for (int place = 0; place < PLACES; ++place) sums[n][place] = dot<KIND>(sums[n][place], all(left[n * words_]), key[place]);
   }
 
   // Scores to weights that are not yet divided by their sum; gives 1 / sum. Those from `limit` to `longest` weigh 0.
   float softmax(float* scores, int limit, int longest) {
-    const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    __m512 most = lowest, total = _mm512_setzero_ps();
-    const auto kept = [limit](int start) {
-      const int count = std::clamp(limit - start, 0, LANES);
-      return static_cast<__mmask16>((1u << count) - 1);
-    };
-    for (int i = 0; i < limit; i += LANES) most = _mm512_max_ps(most, _mm512_mask_loadu_ps(lowest, kept(i), scores + i));
-    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    const Floats lowest = all(-std::numeric_limits<float>::infinity());
+    Floats most = lowest, total = all(0.f);
+    for (int i = 0; i < limit; i += LANES) most = larger(most, first_of(load(scores + i), limit - i, lowest));
+    const Floats top = all(largest_of(most));
     for (int i = 0; i < longest; i += LANES) {
-      const __m512 weight = _mm512_maskz_mov_ps(kept(i), exponential(_mm512_sub_ps(load(scores + i), top)));
-      total = _mm512_add_ps(total, weight);
+      const Floats weight = first_of(exponential(load(scores + i) - top), limit - i, all(0.f));
+      total = total + weight;
       store(scores + i, weight);
     }
-    return 1 / _mm512_reduce_add_ps(total);
+    return 1 / sum_of(total);
   }
 
   // `bands` times 16 dimensions, from `from` on, of the weighted sum of values.
   template <int queries, int bands>
   void gather(const int32_t* table, int longest, int from, const float* shares, float* const* outs, int count) {
-    __m512 sums[queries][bands];
+    Floats sums[queries][bands];
     for (auto& query : sums)
-      for (auto& sum : query) sum = _mm512_setzero_ps();
+      for (auto& sum : query) sum = all(0.f);
     for (int start = 0; start < longest; start += BLOCK) {
       const T* value = values_ + table[start / BLOCK] * stride_ + from;
       const int end = std::min(longest, start + BLOCK);
       for (int position = start; position < end; ++position, value += shape_.width) {
-        __m512 right[bands];
+        Floats right[bands];
 #pragma GCC unroll 4
         for (int band = 0; band < bands; ++band) right[band] = load(value + band * LANES);
 #pragma GCC unroll 4
         for (int n = 0; n < queries; ++n) {
-          const __m512 weight = _mm512_set1_ps(scores_.data()[static_cast<size_t>(n) * pitch_ + position]);
+          const Floats weight = all(scores_.data()[static_cast<size_t>(n) * pitch_ + position]);
 #pragma GCC unroll 4
-          for (int band = 0; band < bands; ++band) sums[n][band] = _mm512_fmadd_ps(weight, right[band], sums[n][band]);
+          for (int band = 0; band < bands; ++band) sums[n][band] = multiply_add(weight, right[band], sums[n][band]);
         }
       }
     }
     for (int n = 0; n < std::min(queries, count); ++n)
       for (int band = 0; band < bands; ++band)
-        store(outs[n] + from + band * LANES, _mm512_mul_ps(sums[n][band], _mm512_set1_ps(shares[n])));
+        store(outs[n] + from + band * LANES, sums[n][band] * all(shares[n]));
   }
 
   const HeadShape& shape_;
   T *keys_, *values_;
   const size_t stride_;
-  int pitch_ = 0;
+  int pitch_ = 0, words_ = 0;
   Buffer<float> scores_, row_;
-  Buffer<T> queries_;
+  Buffer<uint32_t> queries_;
 };
 
 }  // namespace ziya

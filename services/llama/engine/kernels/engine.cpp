@@ -105,10 +105,10 @@ AnyLlama* make(const Shape& shape) {
 extern "C" {
 
 // Whether this processor has the instructions that all else here is made of.
-int ziya_supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-}
+int ziya_supported() { return supported(); }
+
+// Rows of logits are filled up to whole tiles of so many numbers.
+int ziya_tile() { return TILE; }
 
 AnyLlama* ziya_new(const Shape* shape) {
   AnyLlama* model = nullptr;

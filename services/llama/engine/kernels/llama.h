@@ -21,17 +21,16 @@ struct Layer {
   Matrix matrices[SITES];
 };
 
-// Gate and up weights of the same 32 units share a tile, so that their product can be taken while it is in registers.
+// Gate and up weights of the same units, half a tile of each, share a tile, so that their product can be taken while it is in registers.
 constexpr int UNITS = TILE / 2;
 inline int gate_column(int unit) { return unit / UNITS * TILE + unit % UNITS; }
 inline int up_column(int unit) { return gate_column(unit) + UNITS; }
 
 inline void normalise(const float* from, const float* weight, float epsilon, int width, float* to) {
-  __m512 squares = _mm512_setzero_ps();
-  for (int i = 0; i < width; i += LANES) squares = _mm512_fmadd_ps(load(from + i), load(from + i), squares);
-  const __m512 factor = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / width + epsilon));
-  for (int i = 0; i < width; i += LANES)
-    store(to + i, _mm512_mul_ps(_mm512_mul_ps(load(from + i), factor), load(weight + i)));
+  Floats squares = all(0.f);
+  for (int i = 0; i < width; i += LANES) squares = multiply_add(load(from + i), load(from + i), squares);
+  const Floats factor = all(1 / std::sqrt(sum_of(squares) / width + epsilon));
+  for (int i = 0; i < width; i += LANES) store(to + i, load(from + i) * factor * load(weight + i));
 }
 
 template <Kind kind>
@@ -52,8 +51,8 @@ class Llama {
       if ((both = also_plain)) plain.shape(PLAIN, rows, width);
     }
     void put(int number, const float* from, int width) {
-      put_row(left_of(kind), values, number, from, width);
-      if (both) put_row(PLAIN, plain, number, from, width);
+      put_row<left_of(kind)>(values, number, from, width);
+      if (both) put_row<PLAIN>(plain, number, from, width);
     }
   };
 
@@ -86,7 +85,7 @@ class Llama {
     return asked_.step.rows;
   }
 
-  // float32 [rows, tiles * 64] logits of hidden rows.
+  // float32 [rows, tiles * TILE] logits of hidden rows.
   void logits(const float* hidden, int rows, float* out) {
     left_.shape(rows, shape_.hidden, false);
     team_.run([&](int thread) {
@@ -120,16 +119,16 @@ class Llama {
   static bool plain(const Step& step) { return quantised(kind) && step.adapter_ranges; }
 
   static auto store_to(float* out, int pitch) {
-    return [out, pitch](int row, int column, const __m512* sums) {
+    return [out, pitch](int row, int column, const Floats* sums) {
       for (int band = 0; band < BANDS; ++band) store(out + static_cast<size_t>(row) * pitch + column + band * LANES, sums[band]);
     };
   }
 
   auto add_to(float* out, int pitch) const {
-    return [out, pitch](int row, int column, const __m512* sums) {
+    return [out, pitch](int row, int column, const Floats* sums) {
       for (int band = 0; band < BANDS && column + band * LANES < pitch; ++band) {
         float* at = out + static_cast<size_t>(row) * pitch + column + band * LANES;
-        store(at, _mm512_add_ps(load(at), sums[band]));
+        store(at, load(at) + sums[band]);
       }
     };
   }
@@ -253,9 +252,9 @@ class Llama {
       Llama& m = *model;
       const int units = m.shape_.intermediate;
       if (!step->adapter_ranges) {
-        m.product(thread, turn, m.left_.values, step->rows, layer.matrices[GATE_UP], [&](int row, int column, const __m512* sums) {
+        m.product(thread, turn, m.left_.values, step->rows, layer.matrices[GATE_UP], [&](int row, int column, const Floats* sums) {
           float* to = m.floats_.data() + static_cast<size_t>(row) * units + column / 2;
-          for (int band = 0; band < 2; ++band) store(to + band * LANES, _mm512_mul_ps(silu(sums[band]), sums[band + 2]));
+          for (int band = 0; band < BANDS / 2; ++band) store(to + band * LANES, silu(sums[band]) * sums[band + BANDS / 2]);
         });
       } else {
         m.product(thread, turn, m.left_.values, step->rows, layer.matrices[GATE_UP], store_to(m.raw_.data(), 2 * units));
@@ -264,7 +263,7 @@ class Llama {
           const float* from = m.raw_.data() + static_cast<size_t>(row) * 2 * units;
           float* to = m.floats_.data() + static_cast<size_t>(row) * units;
           for (int tile = 0; tile < units; tile += UNITS, from += TILE, to += UNITS)
-            for (int i = 0; i < UNITS; i += LANES) store(to + i, _mm512_mul_ps(silu(load(from + i)), load(from + UNITS + i)));
+            for (int i = 0; i < UNITS; i += LANES) store(to + i, silu(load(from + i)) * load(from + UNITS + i));
         });
       }
       rows_to(m.inner_, m.floats_.data(), units);
@@ -291,15 +290,15 @@ class Llama {
         scratch.reserve(static_cast<size_t>(PIECE) * one.down.tiles * TILE), low.shape(PLAIN, PIECE, rank);
         const int wide = one.down.tiles * TILE;
         for (int tile = 0; tile < one.down.tiles; ++tile)
-          over_tile<PLAIN>(input, first, some, one.down, tile, false, [&](int row, int column, const __m512* sums) {
+          over_tile<PLAIN>(input, first, some, one.down, tile, false, [&](int row, int column, const Floats* sums) {
             store_to(scratch.data(), wide)(row - first, column, sums);
           });
-        for (int row = 0; row < some; ++row) put_row(PLAIN, low, row, scratch.data() + row * wide, rank);
+        for (int row = 0; row < some; ++row) put_row<PLAIN>(low, row, scratch.data() + row * wide, rank);
         for (int tile = 0; tile < one.up.tiles; ++tile)
-          over_tile<PLAIN>(low, 0, some, one.up, tile, false, [&](int row, int column, const __m512* sums) {
+          over_tile<PLAIN>(low, 0, some, one.up, tile, false, [&](int row, int column, const Floats* sums) {
             for (int band = 0; band < BANDS && column + band * LANES < one.up.outputs; ++band) {
               float* at = out + static_cast<size_t>(first + row) * pitch + one.column + column + band * LANES;
-              store(at, _mm512_add_ps(load(at), sums[band]));
+              store(at, load(at) + sums[band]);
             }
           });
       });

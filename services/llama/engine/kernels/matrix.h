@@ -1,10 +1,10 @@
 // A weight matrix packed for multiplication, rows of activations, and their product.
 //
-// The matrix stands in tiles of 64 outputs; within a tile, step after step of the inputs, 64 times 4 bytes. A thread
-// takes a tile and runs all rows over it, up to 6 at once: 24 sums stay in registers while the tile goes by once
-// for each 6 rows (3 with 4-bit weights, which need more sums). The first pass streams it from memory, the others find it in the core's own cache; meanwhile
-// they fetch the next tile, so that memory never rests. With one row there is nothing to hide behind: its speed
-// is the memory's.
+// The matrix stands in tiles of 64 outputs (16 with AVX2); within a tile, step after step of the inputs, 4 bytes for each
+// output. A thread takes a tile and runs all rows over it, up to 6 at once: 24 (12) sums stay in registers while the
+// tile goes by once for each 6 rows (3 with 4-bit weights, which need more sums). The first pass streams it from memory,
+// the others find it in the core's own cache; meanwhile they fetch the next tile, so that memory never rests. With one
+// row there is nothing to hide behind: its speed is the memory's.
 #pragma once
 
 #include <sys/mman.h>
@@ -19,10 +19,12 @@
 namespace ziya {
 
 constexpr size_t HUGE_PAGE = 2 << 20;
-constexpr int TILE = 64, BANDS = TILE / LANES, STEP_BYTES = TILE * 4;
+constexpr int TILE = LANES * BANDS, STEP_BYTES = TILE * 4;
 constexpr int GROUP = 64, GROUP_STEPS = GROUP / 4;  // inputs of a 4-bit weight matrix that share a scale
 
 constexpr int most_rows(Kind kind) { return kind == INT4 ? 3 : 6; }  // so many sums that registers hold
+
+constexpr int words_of(Kind kind, int width) { return width / per_step(kind) * parts(kind); }  // of a left side's row
 
 template <class T>
 class Buffer {
@@ -52,38 +54,32 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Rows as the left side of a product: 4-byte groups, `groups` in a row; 8-bit ones are x / scale + 128.
+// Rows as the left side of a product: 4-byte words, `words` in a row; 8-bit numbers are x / scale + LEFT_OFFSET.
 struct Activations {
   Buffer<uint32_t> values;
   Buffer<float> scales;
-  int groups = 0;
+  int words = 0;
 
   void shape(Kind kind, int rows, int width) {
-    groups = width / per_step(kind);
-    values.reserve(static_cast<size_t>(rows) * groups);
+    words = words_of(kind, width);
+    values.reserve(static_cast<size_t>(rows) * words);
     scales.reserve(rows);
   }
-  uint32_t* row(int number) const { return values.data() + static_cast<size_t>(number) * groups; }
+  uint32_t* row(int number) const { return values.data() + static_cast<size_t>(number) * words; }
 };
 
 // Turns a row of floats into row `number`. `width` is a multiple of 16.
-inline void put_row(Kind kind, Activations& to, int number, const float* from, int width) {
-  if (kind == FLOAT32) {
-    std::memcpy(to.row(number), from, width * 4);
-  } else if (kind == BFLOAT16) {
-    auto* out = reinterpret_cast<uint16_t*>(to.row(number));
-    for (int i = 0; i < width; i += LANES) store(out + i, load(from + i));
-  } else {
-    __m512 largest = _mm512_set1_ps(1e-20f);
-    for (int i = 0; i < width; i += LANES) largest = _mm512_max_ps(largest, _mm512_abs_ps(load(from + i)));
-    const float most = _mm512_reduce_max_ps(largest);
+template <Kind kind>
+inline void put_row(Activations& to, int number, const float* from, int width) {
+  uint32_t* row = to.row(number);
+  if constexpr (quantised(kind)) {
+    Floats largest = all(1e-20f);
+    for (int i = 0; i < width; i += LANES) largest = larger(largest, size_of(load(from + i)));
+    const float most = largest_of(largest);
     to.scales.data()[number] = most / 127;
-    const __m512 factor = _mm512_set1_ps(127 / most);
-    auto* out = reinterpret_cast<__m128i*>(to.row(number));
-    for (int i = 0; i < width; i += LANES) {
-      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load(from + i), factor));
-      _mm_storeu_si128(out++, _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, _mm512_set1_epi32(128))));
-    }
+    for (int i = 0; i < width; i += LANES) put_left<kind>(row, i, load(from + i) * all(127 / most));
+  } else {
+    for (int i = 0; i < width; i += LANES) put_left<kind>(row, i, load(from + i));
   }
 }
 
@@ -91,10 +87,10 @@ struct Matrix {
   Kind kind = FLOAT32;
   int outputs = 0, inputs = 0, tiles = 0, steps = 0;
   Buffer<char> data;
-  Buffer<float> scales;   // INT8: of an output; INT4: [tile][group][64]
-  Buffer<float> offsets;  // of an output: what the 128 that was added to a left side's numbers has added to the product
+  Buffer<float> scales;   // INT8: of an output; INT4: [tile][group][TILE]
+  Buffer<float> offsets;  // of an output: what the LEFT_OFFSET of a left side's numbers has added to the product
 
-  int chunks() const { return kind == INT4 ? steps / 2 : steps; }  // of 256 bytes that a tile has
+  int chunks() const { return kind == INT4 ? steps / 2 : steps; }  // of STEP_BYTES that a tile has
   const char* tile(int number) const { return data.data() + static_cast<size_t>(number) * chunks() * STEP_BYTES; }
   const float* scales_of(int number) const { return scales.data() + static_cast<size_t>(number) * TILE * groups(); }
 
@@ -125,7 +121,7 @@ struct Matrix {
       if (kind == BFLOAT16) put(reinterpret_cast<uint16_t*>(at), value);
       if (kind == INT8) sum += *at = static_cast<signed char>(std::lrintf(value / scale));
     }
-    offsets.data()[number] = 128.f * sum;
+    offsets.data()[number] = static_cast<float>(LEFT_OFFSET) * sum;
   }
 
  private:
@@ -148,16 +144,42 @@ struct Matrix {
         sum += value;
       }
       scales.data()[(static_cast<size_t>(number / TILE) * groups() + group) * TILE + number % TILE] = scale;
-      offset += 128.f * scale * sum;
+      offset += static_cast<float>(LEFT_OFFSET) * scale * sum;
     }
     offsets.data()[number] = offset;
   }
 };
 
-// `rows` rows over one tile into totals[row][band]. Fetches `fetched` lines a step from `ahead` on. The sums are an
-// array of its own, in loops that are unrolled early, since only so the compiler keeps them in registers.
+// One part of a step, `right`, for `rows` rows.
 template <Kind kind, int rows>
-inline void multiply(const uint32_t* left, size_t groups, const char* tile, int steps, const char* ahead, int fetched,
+inline void add_part(const uint32_t* left, size_t words, const Words (&right)[BANDS], Sum<kind> (&sums)[rows][BANDS]) {
+#pragma GCC unroll 8
+  for (int row = 0; row < rows; ++row) {
+    if constexpr (parts(kind) == 2) __asm__ volatile("" ::: "memory");  // no load earlier: registers are few
+    const Words value = all(left[row * words]);
+#pragma GCC unroll 8
+    for (int band = 0; band < BANDS; ++band) sums[row][band] = dot<kind>(sums[row][band], value, right[band]);
+  }
+}
+
+// A whole step; `step_of(band)` gives a register of its weights.
+template <Kind kind, int rows, class StepOf>
+inline void add_step(const uint32_t* left, size_t words, const StepOf& step_of, Sum<kind> (&sums)[rows][BANDS]) {
+  Words right[BANDS];
+#pragma GCC unroll 8
+  for (int band = 0; band < BANDS; ++band) right[band] = part_of<kind, 0>(step_of(band));
+  add_part<kind, rows>(left, words, right, sums);
+  if constexpr (parts(kind) == 2) {
+#pragma GCC unroll 8
+    for (int band = 0; band < BANDS; ++band) right[band] = part_of<kind, 1>(step_of(band));
+    add_part<kind, rows>(left + 1, words, right, sums);
+  }
+}
+
+// `rows` rows over one tile into totals[row][band]. If `fetching`, fetches `fetched` lines a step from `ahead` on. The
+// sums are an array of its own, in loops that are unrolled early, since only so the compiler keeps them in registers.
+template <Kind kind, int rows, bool fetching>
+inline void multiply(const uint32_t* left, size_t words, const char* tile, int steps, const char* ahead, int fetched,
                      Sum<kind> (&totals)[rows][BANDS]) {
   Sum<kind> sums[rows][BANDS];
 #pragma GCC unroll 8
@@ -166,16 +188,10 @@ inline void multiply(const uint32_t* left, size_t groups, const char* tile, int 
     for (int band = 0; band < BANDS; ++band) sums[row][band] = zero<kind>();
   for (int step = 0; step < steps; ++step) {
     const char* at = tile + static_cast<size_t>(step) * STEP_BYTES;
-    __m512i right[BANDS];
-#pragma GCC unroll 8
-    for (int band = 0; band < BANDS; ++band) right[band] = _mm512_load_si512(at + band * 64);
-    for (int line = 0; line < fetched; ++line) _mm_prefetch(ahead + (step * fetched + line) * 64, _MM_HINT_T1);
-#pragma GCC unroll 8
-    for (int row = 0; row < rows; ++row) {
-      const __m512i value = _mm512_set1_epi32(static_cast<int>(left[row * groups + step]));
-#pragma GCC unroll 8
-      for (int band = 0; band < BANDS; ++band) sums[row][band] = dot<kind>(sums[row][band], value, right[band]);
-    }
+    if constexpr (fetching)
+      for (int line = 0; line < fetched; ++line) _mm_prefetch(ahead + (step * fetched + line) * 64, _MM_HINT_T1);
+    const auto step_of = [at](int band) { return load_bits(at + band * sizeof(Words)); };
+    add_step<kind, rows>(left + step * parts(kind), words, step_of, sums);
   }
 #pragma GCC unroll 8
   for (int row = 0; row < rows; ++row)
@@ -185,66 +201,56 @@ inline void multiply(const uint32_t* left, size_t groups, const char* tile, int 
 
 // The same with 4-bit weights: two steps come out of one load, and each group's whole sums are scaled into floats.
 template <int rows>
-inline void multiply_four(const uint32_t* left, size_t groups, const char* tile, const float* scales, int steps,
-                          const char* ahead, int fetched, __m512 (&totals)[rows][BANDS]) {
-  const __m512i nibble = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
+inline void multiply_four(const uint32_t* left, size_t words, const char* tile, const float* scales, int steps,
+                          const char* ahead, int fetched, Floats (&totals)[rows][BANDS]) {
   for (auto& row : totals)
-    for (auto& total : row) total = _mm512_setzero_ps();
+    for (auto& total : row) total = all(0.f);
   for (int step = 0; step < steps; step += GROUP_STEPS, scales += TILE) {
-    __m512i sums[rows][BANDS];
+    Sum<INT8> sums[rows][BANDS];
 #pragma GCC unroll 8
     for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 8
-      for (int band = 0; band < BANDS; ++band) sums[row][band] = _mm512_setzero_si512();
+      for (int band = 0; band < BANDS; ++band) sums[row][band] = zero<INT8>();
     for (int pair = step; pair < step + GROUP_STEPS; pair += 2, tile += STEP_BYTES) {
       for (int line = 0; line < fetched; ++line) _mm_prefetch(ahead + (pair / 2 * fetched + line) * 64, _MM_HINT_T1);
-#pragma GCC unroll 8
-      for (int band = 0; band < BANDS; ++band) {
-        const __m512i both = _mm512_load_si512(tile + band * 64);
-        const __m512i first = _mm512_sub_epi8(_mm512_and_si512(both, nibble), eight);
-        const __m512i second = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 4), nibble), eight);
-#pragma GCC unroll 8
-        for (int row = 0; row < rows; ++row) {
-          const uint32_t* at = left + row * groups + pair;
-          sums[row][band] = _mm512_dpbusd_epi32(sums[row][band], _mm512_set1_epi32(static_cast<int>(at[0])), first);
-          sums[row][band] = _mm512_dpbusd_epi32(sums[row][band], _mm512_set1_epi32(static_cast<int>(at[1])), second);
-        }
-      }
+      const auto first = [tile](int band) { return low_nibbles(load_bits(tile + band * sizeof(Words))); };
+      const auto second = [tile](int band) { return high_nibbles(load_bits(tile + band * sizeof(Words))); };
+      add_step<INT8, rows>(left + pair * parts(INT8), words, first, sums);
+      add_step<INT8, rows>(left + (pair + 1) * parts(INT8), words, second, sums);
     }
 #pragma GCC unroll 8
     for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 8
       for (int band = 0; band < BANDS; ++band)
-        totals[row][band] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[row][band]), load(scales + band * LANES), totals[row][band]);
+        totals[row][band] = multiply_add(floats(sums[row][band]), load(scales + band * LANES), totals[row][band]);
   }
 }
 
-// Products of rows `first`.. over one tile, each handed to `take(row, column of the tile, four registers of floats)`.
+// Products of rows `first`.. over one tile, each handed to `take(row, column of the tile, BANDS registers of floats)`.
 template <Kind kind, int rows, class Take>
 inline void rows_over_tile(const Activations& left, int first, const Matrix& right, int number, const char* ahead,
                            int fetched, const Take& take) {
-  __m512 floats[rows][BANDS];
+  Floats totals[rows][BANDS];
   if constexpr (kind == INT4) {
-    multiply_four<rows>(left.row(first), left.groups, right.tile(number), right.scales_of(number), right.steps, ahead,
-                        fetched, floats);
-  } else if constexpr (kind == INT8) {
-    Sum<kind> sums[rows][BANDS];
-    multiply<kind, rows>(left.row(first), left.groups, right.tile(number), right.steps, ahead, fetched, sums);
-    for (int row = 0; row < rows; ++row)
-      for (int band = 0; band < BANDS; ++band) floats[row][band] = _mm512_cvtepi32_ps(sums[row][band]);
+    multiply_four<rows>(left.row(first), left.words, right.tile(number), right.scales_of(number), right.steps, ahead,
+                        fetched, totals);
   } else {
-    multiply<kind, rows>(left.row(first), left.groups, right.tile(number), right.steps, ahead, fetched, floats);
+    Sum<kind> sums[rows][BANDS];
+    const auto run = fetched ? multiply<kind, rows, true> : multiply<kind, rows, false>;
+    run(left.row(first), left.words, right.tile(number), right.steps, ahead, fetched, sums);
+    for (int row = 0; row < rows; ++row)
+      for (int band = 0; band < BANDS; ++band) totals[row][band] = floats(sums[row][band]);
   }
   for (int row = 0; row < rows; ++row) {
     if constexpr (quantised(kind)) {
-      const __m512 scale = _mm512_set1_ps(left.scales.data()[first + row]);
+      const Floats scale = all(left.scales.data()[first + row]);
       for (int band = 0; band < BANDS; ++band) {
-        const __m512 offset = load(right.offsets.data() + number * TILE + band * LANES);
-        const __m512 factor = kind == INT4 ? scale : _mm512_mul_ps(scale, load(right.scales_of(number) + band * LANES));
-        floats[row][band] = _mm512_mul_ps(_mm512_sub_ps(floats[row][band], offset), factor);
+        const Floats offset = load(right.offsets.data() + number * TILE + band * LANES);
+        const Floats factor = kind == INT4 ? scale : scale * load(right.scales_of(number) + band * LANES);
+        totals[row][band] = (totals[row][band] - offset) * factor;
       }
     }
-    take(first + row, number * TILE, floats[row]);
+    take(first + row, number * TILE, totals[row]);
   }
 }
 
@@ -255,11 +261,12 @@ inline void over_tile(const Activations& left, int first, int count, const Matri
                       const Take& take) {
   constexpr int most = most_rows(kind);
   const int passes = (count + most - 1) / most;
-  const int fetched = passes <= 3 ? 2 : 1;
+  constexpr int lines_a_step = STEP_BYTES / 64;
+  const int fetched = passes <= 3 && lines_a_step > 1 ? 2 : 1;
   const char* next = number + 1 < right.tiles ? right.tile(number + 1) : nullptr;
   for (int pass = 0; pass < passes; ++pass) {
     const int from = first + count * pass / passes, rows = first + count * (pass + 1) / passes - from;
-    const bool fetch = fetching && next && passes > 1 && pass * fetched < 4;
+    const bool fetch = fetching && next && passes > 1 && pass * fetched < lines_a_step;
     const char* ahead = fetch ? next + static_cast<size_t>(pass) * fetched * right.chunks() * 64 : nullptr;
     const int lines = fetch ? fetched : 0;
     const auto run = [&]<int n>() { rows_over_tile<kind, n>(left, from, right, number, ahead, lines, take); };
