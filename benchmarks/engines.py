@@ -48,10 +48,11 @@ def limits(turns: Turns, cost: Cost, precision: str, counts: Sequence[int]) -> s
         shares = [f"{native / bound:.0%}" for bound in bounds]
         rows.append([f"{count} at once", *(f"{bound:.0f}" for bound in bounds), f"{native:.0f}", *shares])
     head = ["tokens/s", "memory allows", "arithmetic allows", "native", "of memory's", "of arithmetic's"]
+    numbers, request = measured[0]["numbers"], cost.request_operations() / 1e9
     return (
         f"Memory is read at {memory / 1e9:.1f} GB/s; a step reads {cost.step_bytes(precision) / 1e6:.0f} MB. A product "
-        f"of bfloat16 matrices does {product / 1e9:.0f} GFLOP/s; a request is {cost.request_operations() / 1e9:.1f} "
-        f"GFLOP.\n\n{machine.table(head, rows)}"
+        f"of {numbers} matrices does {product / 1e9:.0f} GFLOP/s; a request is {request:.1f} GFLOP."
+        f"\n\n{machine.table(head, rows)}"
     )
 
 

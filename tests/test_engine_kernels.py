@@ -252,6 +252,18 @@ def test_adapters_go_with_smaller_weights(
     assert (ours - exact).pow(2).mean().sqrt() < error * exact.std()
 
 
+def test_the_best_library_that_the_processor_has_instructions_for_is_taken() -> None:
+    has = set(next(line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if "flags" in line).split())
+    needed = {
+        "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"},
+        "avx2": {"avx2", "fma"},
+    }
+    built = [name for name in kernels.INSTRUCTIONS if kernels.path(name).is_file()]
+    runnable = [name for name in built if needed[name] <= has]
+    assert list(kernels.libraries()) == runnable
+    assert kernels.library() is (kernels.libraries()[runnable[0]] if runnable else None)
+
+
 def test_what_cannot_be_done_is_refused_by_its_setting(checkpoint: Path) -> None:
     half = load_llama(checkpoint, dtype=torch.float16)
     with pytest.raises(SettingsError, match="ZIYA_LLAMA_KERNELS"):
