@@ -256,7 +256,7 @@ def test_the_best_library_that_the_processor_has_instructions_for_is_taken() -> 
     has = set(next(line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if "flags" in line).split())
     needed = {
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"},
-        "avx2": {"avx2", "fma"},
+        "avx2": {"avx2", "fma", "bmi1", "bmi2"},
     }
     built = [name for name in kernels.INSTRUCTIONS if kernels.path(name).is_file()]
     runnable = [name for name in built if needed[name] <= has]

@@ -10,6 +10,7 @@ import torch
 from services.llama.engine.batch import Model
 from services.llama.engine.cpu import CpuLlama, can_run
 from services.llama.engine.cuda import cuda_llama
+from services.llama.engine.kernels import libraries
 from services.llama.engine.llama import Llama
 from ziya.model.llama import LlamaWeights
 from ziya.settings import SettingsError
@@ -48,5 +49,7 @@ def choose_model(
         log.info("the model runs on torch", extra={"device": str(tensor.device), "dtype": str(tensor.dtype)})
         return Llama(weights, context), threads
     count = threads or len(os.sched_getaffinity(0))
-    log.info("the model runs compiled", extra={"threads": count, "dtype": str(tensor.dtype), "quantise": quantise})
+    instructions = next(iter(libraries()))
+    numbers = {"dtype": str(tensor.dtype), "quantise": quantise}
+    log.info("the model runs compiled", extra={"threads": count, "instructions": instructions, **numbers})
     return CpuLlama(weights, context, count, quantise), TORCH_THREADS_BESIDE_COMPILED

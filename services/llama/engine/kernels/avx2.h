@@ -7,13 +7,10 @@
 
 #include <immintrin.h>
 
-#include <cstring>
-
 #include "kinds.h"
 
 namespace ziya {
 
-constexpr const char* INSTRUCTIONS = "avx2";
 constexpr int LANES = 8;
 constexpr int BANDS = 2;  // 6 rows' sums and one part of a step fit into 16 registers
 using Floats = __m256;
@@ -25,7 +22,10 @@ using Sum = std::conditional_t<quantised(kind), Words, Floats>;
 constexpr int parts(Kind kind) { return kind == FLOAT32 ? 1 : 2; }
 constexpr int LEFT_OFFSET = 0;
 
-inline bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+inline bool supported() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2");
+}
 
 template <Kind kind>
 inline Sum<kind> zero() {

@@ -10,7 +10,6 @@
 
 namespace ziya {
 
-constexpr const char* INSTRUCTIONS = "avx512";
 constexpr int LANES = 16;  // floats of a register
 constexpr int BANDS = 4;   // registers that a step of a tile fills: 6 rows' sums and one step fit into 32 registers
 using Floats = __m512;
