@@ -13,6 +13,7 @@ namespace ziya {
 
 constexpr int LANES = 8;
 constexpr int BANDS = 2;  // 6 rows' sums and one part of a step fit into 16 registers
+constexpr int SOON = 1024;  // bytes ahead that a single pass over a tile fetches
 using Floats = __m256;
 using Words = __m256i;
 

@@ -12,6 +12,7 @@ namespace ziya {
 
 constexpr int LANES = 16;  // floats of a register
 constexpr int BANDS = 4;   // registers that a step of a tile fills: 6 rows' sums and one step fit into 32 registers
+constexpr int SOON = 0;    // the processor sees by itself what a single pass over a tile needs next
 using Floats = __m512;
 using Words = __m512i;
 

@@ -255,7 +255,7 @@ inline void rows_over_tile(const Activations& left, int first, const Matrix& rig
 }
 
 // All of `count` rows from `first` on over tile `number`, in passes as equal as can be; `fetching` has them fetch the next
-// tile. A single pass does not: it reads as fast as memory gives, and the processor sees what comes next by itself.
+// tile. A single pass reads as fast as memory gives, and fetches at most what it needs soon itself.
 template <Kind kind, class Take>
 inline void over_tile(const Activations& left, int first, int count, const Matrix& right, int number, bool fetching,
                       const Take& take) {
@@ -264,10 +264,12 @@ inline void over_tile(const Activations& left, int first, int count, const Matri
   constexpr int lines_a_step = STEP_BYTES / 64;
   const int fetched = passes <= 3 && lines_a_step > 1 ? 2 : 1;
   const char* next = number + 1 < right.tiles ? right.tile(number + 1) : nullptr;
+  const bool alone = passes == 1;
   for (int pass = 0; pass < passes; ++pass) {
     const int from = first + count * pass / passes, rows = first + count * (pass + 1) / passes - from;
-    const bool fetch = fetching && next && passes > 1 && pass * fetched < lines_a_step;
-    const char* ahead = fetch ? next + static_cast<size_t>(pass) * fetched * right.chunks() * 64 : nullptr;
+    const bool fetch = alone ? SOON > 0 : fetching && next && pass * fetched < lines_a_step;
+    const char* ahead = nullptr;
+    if (fetch) ahead = alone ? right.tile(number) + SOON : next + static_cast<size_t>(pass) * fetched * right.chunks() * 64;
     const int lines = fetch ? fetched : 0;
     const auto run = [&]<int n>() { rows_over_tile<kind, n>(left, from, right, number, ahead, lines, take); };
     if (rows == 1) run.template operator()<1>();
