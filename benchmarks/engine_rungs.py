@@ -5,7 +5,7 @@
 Each variant is the library compiled again with one thing changed in its sources; a change whose place is no longer
 found ends the benchmark, so that none is measured that is not there. Times of one step, of the 110M model that
 benchmarks.engines uses: 512 rows of prompts, and 1, 8 and 32 rows after 96 positions each. Last comes torch, which
-is the same engine without the library.
+is the same engine without the library, in bfloat16 or, where the processor has no instructions for it, in float32.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks import machine, quiet
+from benchmarks.peers.limits import quicker_numbers
 from services.llama.engine import kernels
 from services.llama.engine.batch import Batch, Model
 from services.llama.engine.blocks import BLOCK
@@ -41,14 +42,20 @@ CONTEXT, PAST, PROMPT, MOST = 256, 96, 64, 32
 
 @dataclass(frozen=True)
 class Variant:
-    """`old` of `file` becomes `new`."""
+    """`old` of `file` becomes `new`. `only`: where it makes a difference, by instructions and precision."""
 
     name: str
     file: str = ""
     old: str = ""
     new: str = ""
+    only: frozenset[str] = frozenset()
 
 
+FUSED = '__asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(left), "x"(right));'
+ANY_FUSED = "sum = _mm256_fmadd_ps(_mm256_castsi256_ps(left), _mm256_castsi256_ps(right), sum);"
+ADDED = '__asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(_mm256_madd_epi16(left, right)));'
+ANY_ADDED = "sum = _mm256_add_epi32(sum, _mm256_madd_epi16(left, right));"
+IN_ORDER = 'if constexpr (parts(kind) == 2) __asm__ volatile("" ::: "memory");'
 ALL_ROWS = "layer(number); m.team_.each(thread, 1, turn, [&](int) { m.asked_.gather(m.shape_.hidden); }); return;"
 VARIANTS = (
     Variant("all of it"),
@@ -57,6 +64,10 @@ VARIANTS = (
     Variant("weights in small pages", "matrix.h", "if (page == HUGE_PAGE) madvise", "if (false) madvise"),
     Variant("barriers that sleep at once", "threads.h", "SPINS = 2000", "SPINS = 0"),
     Variant("the last layer for all rows", "llama.h", "if (asked.rows == step->rows) return layer(number);", ALL_ROWS),
+    Variant("a single pass fetches nothing", "avx2.h", "SOON = 1024;", "SOON = 0;", frozenset({"avx2"})),
+    Variant("loads in any order", "matrix.h", IN_ORDER, "", frozenset({"avx2"})),
+    Variant("products of any form", "avx2.h", FUSED, ANY_FUSED, frozenset({"avx2", "bf16"})),
+    Variant("sums of any form", "avx2.h", ADDED, ANY_ADDED, frozenset({"avx2", "int8"})),
 )
 
 
@@ -106,15 +117,19 @@ class Timed:
         self.seconds.setdefault(name, []).append((time.perf_counter() - began) / repeat)
 
 
-def made(load: Callable[[], LlamaWeights], precision: str, instructions: str, folder: Path) -> list[Timed]:
+def made(load: Callable[..., LlamaWeights], precision: str, instructions: str, folder: Path) -> list[Timed]:
     quantise = "int8" if precision == "int8" else "none"
     found, threads = [], len(os.sched_getaffinity(0))
-    for number, variant in enumerate(VARIANTS):
-        model = CpuLlama(load(), CONTEXT, threads, quantise, build(variant, instructions, folder / str(number)))
+    variants = [variant for variant in VARIANTS if variant.only <= {instructions, precision}]
+    for number, variant in enumerate(variants):
+        model = CpuLlama(
+            load(dtype=torch.bfloat16), CONTEXT, threads, quantise, build(variant, instructions, folder / str(number))
+        )
         cache = model.new_cache(1 + MOST * (CONTEXT // BLOCK))
         found.append(Timed(variant.name, model, cache))
-    torch_model = Llama(load(), CONTEXT)
-    found.append(Timed("torch", torch_model, torch_model.new_cache(1 + MOST * (CONTEXT // BLOCK))))
+    numbers = quicker_numbers()
+    torch_model = Llama(load(dtype=numbers), CONTEXT)
+    found.append(Timed(f"{numbers}", torch_model, torch_model.new_cache(1 + MOST * (CONTEXT // BLOCK))))
     return found
 
 
@@ -146,11 +161,11 @@ def main() -> None:
     quiet.wait(how.patience, print)
     print(machine.describe(), flush=True)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        weights = partial(load_llama, how.at / "models" / "checkpoint", dtype=torch.bfloat16)
+        weights = partial(load_llama, how.at / "models" / "checkpoint")
         timed = made(weights, how.precision, how.instructions, Path(folder))
         for _ in range(how.rounds):
             for one in timed:
-                torch.set_num_threads(len(os.sched_getaffinity(0)) if one.name == "torch" else 1)
+                torch.set_num_threads(len(os.sched_getaffinity(0)) if one.name.startswith("torch") else 1)
                 one.round()
         print(f"\n{how.precision}, {how.instructions}; medians of {how.rounds} rounds in turns, and of each round's")
         print("ratio to all of it\n")

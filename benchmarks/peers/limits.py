@@ -32,7 +32,7 @@ class Limits:
     def __init__(self, setting: Setting) -> None:
         torch.set_num_threads(setting.threads)
         self._memory = torch.ones(BYTES // 4)
-        self._matrix = torch.randn(SIZE, SIZE).to(_quicker_numbers())
+        self._matrix = torch.randn(SIZE, SIZE).to(quicker_numbers())
 
     def round(self, requests: range) -> Rates:
         return Rates(
@@ -45,7 +45,9 @@ class Limits:
         pass
 
 
-def _quicker_numbers() -> torch.dtype:
+def quicker_numbers() -> torch.dtype:
+    """float32 on a processor that has no instructions for bfloat16."""
+
     def seconds(numbers: torch.dtype) -> float:
         matrix = torch.randn(TRIAL_SIZE, TRIAL_SIZE).to(numbers)
         return _shortest(lambda: matrix @ matrix)
