@@ -253,7 +253,8 @@ def test_adapters_go_with_smaller_weights(
 
 
 def test_the_best_library_that_the_processor_has_instructions_for_is_taken() -> None:
-    has = set(next(line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if "flags" in line).split())
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    has = set(next((line for line in lines if line.startswith("flags")), "").split())
     needed = {
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"},
         "avx2": {"avx2", "fma", "bmi1", "bmi2"},

@@ -32,9 +32,10 @@ def build(compiler: str) -> list[Path]:
     made = {path(name): path(name).with_suffix(f".{os.getpid()}") for name in TARGETS}
     commands = [command(compiler, name, FOLDER / "engine.cpp", made[path(name)]) for name in TARGETS]
     running = [subprocess.Popen(one) for one in commands]  # side by side: each takes a quarter of a minute
-    for one, process in zip(commands, running, strict=True):
-        if process.wait():
-            raise subprocess.CalledProcessError(process.returncode, one)
+    codes = [process.wait() for process in running]  # of all, so that none is left behind when one fails
+    for one, code in zip(commands, codes, strict=True):
+        if code:
+            raise subprocess.CalledProcessError(code, one)
     for place, new in made.items():
         new.replace(place)
     return list(made)
