@@ -18,10 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.data.batch import Batch, Captions, Pictures, Rows
+from training import patch_dropout
+from training.blanks import blank_captions, blank_pictures, blank_rows
+from training.data.batch import Batch, Captions, Pictures
 from training.errors import BadConfig
 from training.lora import whole
-from training.losses import captioning, classify, contrast, language, matching, memory
+from training.losses import captioning, classify, contrast, language, lengths, matching, memory
 from training.model import VisualLanguageModel, there
 from training.peers import Peers
 from training.recipe import LOSSES, PACKED, Recipe
@@ -101,8 +103,8 @@ class Objectives(nn.Module):
         """Every process calls it for the same micro-batch at the same time."""
         losses = set(self.recipe.losses)
         # None, or a Pictures of length 0.
-        pictures = batch.pictures or self._blank_pictures(batch)
-        features_IND = self._features(pictures)
+        pictures = batch.pictures or blank_pictures(batch, self.model, self.recipe)
+        features_IND = self._features(batch, pictures)
         sums: dict[str, Tensor] = {}
         seen_IQD = pictures.tokens_IQD
         if losses & RETRIEVAL:
@@ -116,16 +118,21 @@ class Objectives(nn.Module):
             sums["lm"], by_source = self._language(batch, seen_IQD)
         return Losses({name: sums[name] for name in self.recipe.losses}, by_source)
 
-    def _features(self, pictures: Pictures) -> Tensor | None:
-        if pictures.pixels_I3SS is not None:
-            return self.model.features(pictures.pixels_I3SS)
-        return pictures.features_IND
+    def _features(self, batch: Batch, pictures: Pictures) -> Tensor | None:
+        if pictures.pixels_I3SS is None:
+            return pictures.features_IND
+        kept_IK = None
+        if patch_dropout.drops(self.recipe, batch.step):
+            patches = there(self.model.vision, "vision").embeddings.num_patches
+            share, positions = self.recipe.images.patch_dropout, batch.position_B.tolist()
+            kept_IK = patch_dropout.kept_tokens(self.recipe.seed, positions, patches, share)
+        return self.model.features(pictures.pixels_I3SS, kept_IK)
 
     def _instructions(self, batch: Batch, pictures: Pictures) -> Captions | None:
         if not self.model.config.qformer_reads_instruction:
             return None
         if not batch.pictures:
-            return _blank_captions(batch, len(pictures))
+            return blank_captions(batch, len(pictures))
         if batch.instructions is None:
             raise BadConfig("this model's Q-Former reads the instruction, but the batch has none for its pictures")
         return batch.instructions
@@ -137,11 +144,9 @@ class Objectives(nn.Module):
                 f"{len(features_BND)} pictures for {len(batch.valid_B)} samples: these losses need one each"
             )
         qformer, sums = there(self.model.qformer, "qformer"), dict[str, Tensor]()
-        captions = batch.captions or _blank_captions(batch, len(batch.valid_B))
+        captions = batch.captions or blank_captions(batch, len(batch.valid_B))
         if "itg" in self.recipe.losses:
-            start = self.model.start_token
-            tokens_BQD, text_BTD = captioning.decode(qformer, features_BND, captions, start)
-            sums["itg"] = self._captioning(batch, captions, text_BTD)
+            tokens_BQD, sums["itg"] = self._captioning(batch, qformer, features_BND, captions)
         else:
             tokens_BQD = qformer.query(features_BND)
         if "itc" in self.recipe.losses or "itm" in self.recipe.losses:
@@ -153,16 +158,27 @@ class Objectives(nn.Module):
                 sums["itm"] = self._matching(batch, crowd, features_BND, captions, peers)
         return sums, tokens_BQD
 
-    def _captioning(self, batch: Batch, captions: Captions, text_BTD: Tensor) -> Tensor:
-        words_VD = there(self.model.qformer, "qformer").embeddings.word_embeddings.weight
-        smoothing = self.recipe.label_smoothing
-        return captioning.captioning(self.itg_head, words_VD, text_BTD, captions, batch.valid_B, smoothing=smoothing)
+    def _captioning(
+        self, batch: Batch, qformer: QFormerModule, features_BND: Tensor, captions: Captions
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs at the queries [B, Q, D], and ITG's sum."""
+        words_VD, start = qformer.embeddings.word_embeddings.weight, self.model.start_token
+        rows, tokens, sums = list[Tensor](), list[Tensor](), list[Tensor]()
+        for rows_K, some in lengths.by_length(captions, self.recipe.text.caption_groups):
+            tokens_KQD, text_KTD = captioning.decode(qformer, features_BND.index_select(0, rows_K), some, start)
+            smoothing, valid_K = self.recipe.label_smoothing, batch.valid_B[rows_K]
+            sums.append(captioning.captioning(self.itg_head, words_VD, text_KTD, some, valid_K, smoothing=smoothing))
+            rows.append(rows_K)
+            tokens.append(tokens_KQD)
+        return lengths.in_order(rows, tokens), torch.stack(sums).sum()
 
     def _crowd(
         self, batch: Batch, qformer: QFormerModule, tokens_BQD: Tensor, captions: Captions, peers: Peers
     ) -> Crowd:
         images_BQJ = qformer.vision_projection(tokens_BQD)
-        texts_BJ = qformer.embed_text(captions.ids_BT, captions.mask_BT)
+        groups = list(lengths.by_length(captions, self.recipe.text.caption_groups))
+        texts = [qformer.embed_text(some.ids_BT, some.mask_BT) for _, some in groups]
+        texts_BJ = lengths.in_order([at for at, _ in groups], texts)
         with torch.autocast(tokens_BQD.device.type, enabled=False):
             images_BQJ = nn.functional.normalize(_exact(images_BQJ), dim=-1)
             texts_BJ = nn.functional.normalize(_exact(texts_BJ), dim=-1)
@@ -203,7 +219,10 @@ class Objectives(nn.Module):
         mask_PBT = torch.cat([own.mask_BT, own.mask_BT, pool.mask_CT[wrong.text_B]])
         widest = int(mask_PBT.sum(1).max()) if self.memory.size else mask_PBT.shape[1]
         self.memory.remember(now)
-        logits = _exact(qformer.match(images_PBND, ids_PBT[:, :widest], mask_PBT[:, :widest]))
+        texts = Captions(ids_PBT[:, :widest], mask_PBT[:, :widest])
+        groups = list(lengths.by_length(texts, self.recipe.text.caption_groups))
+        matched = [qformer.match(images_PBND.index_select(0, at), some.ids_BT, some.mask_BT) for at, some in groups]
+        logits = _exact(lengths.in_order([at for at, _ in groups], matched))
         return matching.matching(logits.view(matching.PAIRS, -1, 2), batch.valid_B, wrong.there_B)
 
     @torch.no_grad()
@@ -233,21 +252,10 @@ class Objectives(nn.Module):
         )
 
     def _language(self, batch: Batch, tokens_IQD: Tensor) -> language.LanguageLoss:
-        rows = batch.rows if batch.rows is not None and len(batch.rows.ids_RT) else _blank_rows(batch)
+        rows = batch.rows if batch.rows is not None and len(batch.rows.ids_RT) else blank_rows(batch)
         hidden_RTD = self.model.hidden(rows, tokens_IQD, packed=self.recipe.text.layout in PACKED)
         head = there(self.model.llama, "llama").lm_head
         return language.language(head, hidden_RTD, rows, batch.valid_B, len(self.recipe.data))
-
-    def _blank_pictures(self, batch: Batch) -> Pictures:
-        config, size = self.model.config, self.model.preprocessing.size
-        # As many as there are samples where each needs one; else one, so that the modules are run.
-        count = 1 if set(self.recipe.losses) == {"lm"} else len(batch.valid_B)
-        zeros = torch.zeros((), device=batch.valid_B.device)
-        if self.recipe.images.cache == "tokens":
-            return Pictures(tokens_IQD=zeros.expand(count, config.queries, config.qformer_width))
-        if self.recipe.images.cache == "features":
-            return Pictures(features_IND=zeros.expand(count, 1, config.vision_width))
-        return Pictures(pixels_I3SS=zeros.expand(count, 3, size, size))
 
 
 def _check(model: VisualLanguageModel, recipe: Recipe, label_classes: Mapping[str, int]) -> None:
@@ -288,13 +296,3 @@ def _gather_captions(captions: Captions, peers: Peers, widest: int | None = None
 
     own = Captions(pad(captions.ids_BT), pad(captions.mask_BT))
     return own, Captions(peers.gather_plain(own.ids_BT), peers.gather_plain(own.mask_BT))
-
-
-def _blank_captions(batch: Batch, count: int) -> Captions:
-    ids_BT = batch.valid_B.new_zeros(count, 2, dtype=torch.long)
-    return Captions(ids_BT, torch.ones_like(ids_BT))
-
-
-def _blank_rows(batch: Batch) -> Rows:
-    zeros = batch.valid_B.new_zeros(1, 2, dtype=torch.long)
-    return Rows(zeros, zeros - 1, zeros, zeros, zeros.bool(), zeros, zeros)

@@ -84,11 +84,15 @@ class Text:
     pad: one sample a row, padded to the longest of the micro-batch; bucket: the same, samples of like length
     together; pack: several samples in a row of `row_positions`, none sees another; share: the same, and samples of one
     picture have it, and the text that they begin with alike, once for all (`Source.samples_each` brings them together).
+
+    Captions for the Q-Former are padded to the longest of their micro-batch; with `caption_groups` above 1 those of
+    like length go through it together, in so many groups, each padded to its own longest.
     """
 
     layout: Literal["pad", "bucket", "pack", "share"] = "pack"
     row_positions: int = 512
     caption_tokens: int = 32
+    caption_groups: int = 1
     instruction_tokens: int = 128
     answer_tokens: int = 256
 
@@ -100,11 +104,15 @@ class Images:
     augment: none, crop (random resized crop and mirror, BLIP-2's), drawing (no mirror; for art, see augment.py).
     cache: features (the ViT's output; the ViT must be frozen) or tokens (the Q-Former's; it must be frozen too
     and not read the instruction). `views` is how many augmented views of each picture are kept.
+    patch_dropout: the share of the patches that the ViT is not shown while it learns, in the first
+    `patch_dropout_until` of the steps; the steps after them see all (patch_dropout.py).
     """
 
     augment: Literal["none", "crop", "drawing"] = "none"
     cache: Literal["none", "features", "tokens"] = "none"
     views: int = 1
+    patch_dropout: float = 0.0
+    patch_dropout_until: float = 0.75
 
 
 @dataclass(frozen=True)
