@@ -2,9 +2,9 @@
 
     python -m benchmarks.tiny_steps --at build/tiny/job [--rounds 4] [--steps 40]
 
-Each process runs the first steps of a stage as the sample's job has it, with one field changed, on the data and from the
-model that `make tiny` left; the ways take turns. `pretrain` sees one view a picture, so that its cache is quick to make.
-What is learnt is not looked at here.
+Each process runs the first steps of a stage as the sample's job has it, with one field changed, on the data and from
+the model that `make tiny` left; the ways take turns. `pretrain` sees one view a picture, so that its cache is quick
+to make. What is learnt is not looked at here.
 """
 
 from __future__ import annotations
