@@ -1,6 +1,6 @@
-"""`pretrain`: its three losses against their formulae by hand, and a step with and without cached features.
+"""`pretrain`: its three losses against their formulae by hand, and a step as one saving after another is added.
 
-    python -m benchmarks.pretraining [--steps 10] [--batch 16]
+    python -m benchmarks.pretraining [--steps 10] [--batch 16] [--rounds 2]
 
 No public trainer has this stage (transformers' retrieval model gives logits and no loss), so the peer is arithmetic:
 the first step of the run is worked out again one pair at a time, without padding, with softmax and cross-entropy in
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks import machine, random_checkpoint, training_data, training_job
+from benchmarks.alternation import order
 from benchmarks.training_job import FOLDER
 from training.assemble import Assembly, Told, assemble
 from training.data.batch import Batch, Captions
@@ -35,6 +36,12 @@ from training.run import run_of
 
 Array = NDArray[np.float64]
 WARM = 2
+# How a way is called, what of the ViT is cached, and in how many groups of like length captions go.
+WAYS = (
+    ("the ViT runs in every step", "none", 1),
+    ("cached features", "features", 1),
+    ("and captions in four groups of like length", "features", 4),
+)
 
 
 def by_hand(assembly: Assembly, batch: Batch) -> dict[str, float]:
@@ -118,14 +125,14 @@ def _smoothed(scores: Array, smoothing: float) -> float:
     return lost
 
 
-def job(folder: Path, steps: int, batch: int, cache: str) -> Path:
+def job(folder: Path, steps: int, batch: int, cache: str, groups: int) -> Path:
     place = training_data.build(FOLDER, training_data.CAPTIONS, steps * batch)
     train: dict[str, Any] = {
         # A gentle start, so that all steps but the first are near each other in cost and the first is the checkpoint.
         "optimizer": {"steps": steps, "batch": batch, "warmupSteps": 2},
         "learn": {"qformer": 1.0},
         "images": {"augment": "none", "cache": cache},
-        "text": {"captionTokens": 64},
+        "text": {"captionTokens": 64, "captionGroups": groups},
         "compute": {"precision": "float32", "workers": 1},
     }
     data = [{"data": place, "task": "caption", "language": language} for language in ("en", "zh")]
@@ -152,19 +159,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=2)
     how = parser.parse_args()
     print(machine.describe(), flush=True)
-    number, lines, paths = training_job.fresh("pretrain-"), {}, {}
-    for cache in ("none", "features"):
-        folder = FOLDER / f"pretrain-{cache}-{number}"
-        paths[cache] = folder, job(folder, how.steps, how.batch, cache)
-        training_job.run(training_job.arguments(paths[cache][1], "pretrain", folder))
-        lines[cache] = training_job.steps(folder / "pretrain")
-    print(f"\n{parity(paths['none'][1], paths['none'][0], lines['none'][0]['losses'])}\n", flush=True)
-    steps = {cache: statistics.median(line["seconds"] for line in mine[WARM:]) for cache, mine in lines.items()}
+    number = training_job.fresh("pretrain-")
+    found: list[list[list[dict[str, Any]]]] = [[] for _ in WAYS]
+    for turn in range(how.rounds):
+        for way in order(len(WAYS), turn):
+            folder = FOLDER / f"pretrain-{way}-{number + turn}"
+            path = job(folder, how.steps, how.batch, *WAYS[way][1:])
+            training_job.run(training_job.arguments(path, "pretrain", folder))
+            found[way].append(training_job.steps(folder / "pretrain"))
+    first = FOLDER / f"pretrain-0-{number}"
+    print(f"\n{parity(first / 'benchmark.yaml', first, found[0][0][0]['losses'])}\n", flush=True)
+    middles = [statistics.median(line["seconds"] for run in runs for line in run[WARM:]) for runs in found]
     rows = [
-        [name, f"{steps[cache]:.2f}", f"{how.batch / steps[cache]:.1f}", f"{steps['none'] / steps[cache]:.2f}x"]
-        for name, cache in (("the ViT runs in every step", "none"), ("cached features", "features"))
+        [name, f"{middle:.2f}", f"{how.batch / middle:.1f}", f"{middles[0] / middle:.2f}x"]
+        for (name, _, _), middle in zip(WAYS, middles, strict=True)
     ]
     print(machine.table(["pretrain", "s a step, median", "samples/s", "ratio"], rows))
 

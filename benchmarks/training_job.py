@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from training.json_log import read
 from training.local import ENVIRONMENT
 
 FOLDER = Path("build/benchmarks/training")
-PATIENCE = 600.0
 
 
 def write(
@@ -71,33 +67,6 @@ def run(arguments: Sequence[str]) -> None:
         process.kill()
     if process.returncode:
         sys.exit(f"{' '.join(arguments)} ended with {process.returncode}:\n{said[-3000:]}")
-
-
-@contextmanager
-def killed_after(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A run that gets SIGKILL, with all its processes, at the end of the block."""
-    process = start(arguments)
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def reach(run: subprocess.Popen[str], folder: Path, step: int, attempt: int = 1) -> int:
-    """Waits for a step of an attempt at the stage in `folder`, at most PATIENCE seconds; the first step that it logged.
-
-    Ends this benchmark when the run ends without it.
-    """
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and run.poll() is None:
-        lines = steps(folder) if (folder / "metrics.jsonl").is_file() else []
-        mine = [line["step"] for line in lines if line["attempt"] == attempt]
-        if mine and mine[-1] >= step:
-            return int(mine[0])
-        time.sleep(0.02)
-    sys.exit(f"{folder}: step {step} of attempt {attempt} did not come within {PATIENCE:.0f} s, or it ended")
 
 
 def arguments(job: Path, stage: str, output: Path, attempt: int = 1) -> list[str]:

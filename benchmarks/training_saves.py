@@ -11,8 +11,13 @@ to the end of the first step, loading Python, the model and the data included.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import statistics
+import subprocess
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from benchmarks.training_job import FOLDER
 EVERY = 50
 BESIDE = 3
 EPOCH_SAMPLES, EPOCH_BATCH = 2000, 8
+PATIENCE = 300.0
 
 
 def _data(samples: int) -> list[dict[str, Any]]:
@@ -76,14 +82,38 @@ def resume() -> str:
         job = training_job.write(
             folder, "align", checkpoint=checkpoint, data=_data(EPOCH_SAMPLES), train=train, saving={"everySteps": 10}
         )
-        with training_job.killed_after(training_job.arguments(job, "align", folder)) as run:
-            training_job.reach(run, folder / "align", kill_at + 1, attempt=1)
+        with _killed_after(training_job.arguments(job, "align", folder)) as run:
+            _reach(run, folder, kill_at + 1, attempt=1)
         began = time.monotonic()
-        with training_job.killed_after(training_job.arguments(job, "align", folder, attempt=2)) as run:
-            resumed = training_job.reach(run, folder / "align", kill_at - 9, attempt=2)
+        with _killed_after(training_job.arguments(job, "align", folder, attempt=2)) as run:
+            resumed = _reach(run, folder, kill_at - 9, attempt=2)
             seconds = time.monotonic() - began
         rows.append([f"{share:.0%} (step {kill_at} of {steps})", str(resumed), f"{seconds:.1f}"])
     return machine.table(["killed at", "first step again", "s from start to its end"], rows)
+
+
+@contextmanager
+def _killed_after(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A run that gets SIGKILL, with all its processes, at the end of the block."""
+    process = training_job.start(arguments)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def _reach(run: subprocess.Popen[str], folder: Path, step: int, attempt: int) -> int:
+    """Waits for a step of an attempt, at most PATIENCE seconds; returns the first step that it logged."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and run.poll() is None:
+        lines = training_job.steps(folder / "align") if (folder / "align" / "metrics.jsonl").is_file() else []
+        mine = [line["step"] for line in lines if line["attempt"] == attempt]
+        if mine and mine[-1] >= step:
+            return int(mine[0])
+        time.sleep(0.02)
+    raise SystemExit(f"{folder}: step {step} of attempt {attempt} did not come within {PATIENCE:.0f} s, or it ended")
 
 
 def main() -> None:

@@ -144,8 +144,6 @@ def test_checks_and_checkpoint_and_parallelism_reach_the_recipe() -> None:
         ({"optimizer": {"betas": [0.9]}}, "must have 2 values, not 1"),
         ({"optimizer": {"batch": 0}}, "s.train.optimizer.batch: must be at least 1"),
         ({"text": {"captionGroups": 0}}, "s.train.text.captionGroups: must be at least 1"),
-        ({"images": {"patchDropout": 1.5}}, "s.train.images.patchDropout: must be between 0 and 1"),
-        ({"images": {"patchDropout": 0.5}}, "learn does not name vision"),
         ({"text": {"layout": "packed"}}, "must be one of pad, bucket, pack"),
         ({"text": 3}, "s.train.text: must be a mapping"),
         ({"losses": {"lmm": 1}}, "there is no loss 'lmm'"),

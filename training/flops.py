@@ -2,9 +2,9 @@
 
 The products of matrices of the first micro-batch are counted by torch as they run, forward and backward, and later
 steps are taken to need as many a unit (a position of text, or a picture). Counting slows a step down, does not see
-into compiled code, and takes some operations apart, which rounds differently: so it is done alone in a run's first
-step, and in the first that sees all patches, where nothing runs compiled, and kept in checkpoints. Products on
-padding, and those that checkpointed activations repeat, are counted like all others.
+into compiled code, and takes some operations apart, which rounds differently: so it is done in a run's first step
+alone, where nothing runs compiled, and kept in its checkpoints. Products on padding, and those that checkpointed
+activations repeat, are counted like all others.
 """
 
 from __future__ import annotations
@@ -49,10 +49,6 @@ class FlopMeter:
         with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             yield
         self.a_unit = counter.get_total_flops() / units
-
-    def forget(self) -> None:
-        """From the next step on a unit takes another amount: it is counted again."""
-        self.a_unit = None
 
     def of(self, units: float) -> float:
         """Operations that so many units take, forward and backward."""

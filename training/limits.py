@@ -29,8 +29,6 @@ _LIMITS: Mapping[str, tuple[float, float | None]] = {
     "text.instruction_tokens": (1, None),
     "text.answer_tokens": (1, None),
     "images.views": (1, None),
-    "images.patch_dropout": (0, 1),
-    "images.patch_dropout_until": (0, 1),
     "compute.workers": (0, None),
     "lora.rank": (1, None),
     "lora.dropout": (0, 1),
@@ -47,7 +45,6 @@ def problems(recipe: Recipe, *, trains: bool) -> Iterator[str]:
         yield from _numbers(recipe)
         yield from _batches(recipe)
         yield from _sharing(recipe)
-        yield from _dropout(recipe)
         yield from _names(recipe)
     yield from _checks(recipe)
 
@@ -74,15 +71,6 @@ def _batches(recipe: Recipe) -> Iterator[str]:
 def _sharing(recipe: Recipe) -> Iterator[str]:
     if recipe.text.layout == "share" and (others := [name for name in recipe.losses if name != "lm"]):
         yield f"text.layout: share is for the loss lm alone, not {', '.join(others)}, which need a picture each"
-
-
-def _dropout(recipe: Recipe) -> Iterator[str]:
-    if recipe.images.patch_dropout <= 0:
-        return
-    if not any(part.split(".")[0] == "vision" and share > 0 for part, share in recipe.learn.items()):
-        yield "images.patchDropout is for stages in which the ViT learns, and learn does not name vision"
-    if "lm" in recipe.losses:
-        yield "images.patchDropout is for losses that take one picture a sample, not lm"
 
 
 def _names(recipe: Recipe) -> Iterator[str]:

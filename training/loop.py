@@ -28,7 +28,6 @@ from training.errors import BadConfig, Stopped, TrainingError
 from training.flops import FlopMeter
 from training.objectives import Objectives
 from training.optimizer import Optimization
-from training.patch_dropout import drops
 from training.peers import Peers
 from training.progress import Progress, StepReport
 from training.recipe import Recipe
@@ -152,11 +151,9 @@ class Loop:
         torch.manual_seed(self.m.recipe.seed * 1_000_003 + self.step * 1009 + self.m.world.rank)
         sums: Counter[str] = Counter()
         by_source = torch.zeros(2, len(self.m.recipe.data), dtype=torch.float64)
-        if self._is_new_work():
-            self.m.flops.forget()
         for number, batch in enumerate(work.batches):
             last = number == len(work.batches) - 1
-            counting = self.m.flops.counting(_units(batch)) if self._is_new_work() else nullcontext()
+            counting = self.m.flops.counting(_units(batch)) if self.step == 0 else nullcontext()
             with counting, accumulating(self.m.module, last=last):
                 losses = self._forward(batch)
                 total = self._weighted(losses.sums, agreed.counts)
@@ -205,10 +202,6 @@ class Loop:
             data_seconds=done.waited,
             stall_seconds=stalled,
         )
-
-    def _is_new_work(self) -> bool:
-        """Whether a sample takes another amount of arithmetic in this step than in the one before."""
-        return self.step == 0 or drops(self.m.recipe, self.step - 1) != drops(self.m.recipe, self.step)
 
     def _is_due(self, agreed: _Agreed) -> bool:
         every = self.m.recipe.saving.every_steps

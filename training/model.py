@@ -84,22 +84,13 @@ class VisualLanguageModel(nn.Module):
             _hold_still(part)
         return self
 
-    def features(self, pixels_I3SS: Tensor, kept_IK: Tensor | None = None) -> Tensor:
-        """The ViT's output [I, N, D], or [I, K, D] of the tokens `kept` (0 is the class token, patches from 1).
-
-        With gradient only where something in the ViT learns.
-        """
+    def features(self, pixels_I3SS: Tensor) -> Tensor:
+        """The ViT's output [I, N, D]; with gradient only where something in the ViT learns."""
         vision = there(self.vision, "vision")
         learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in vision.parameters())
         with torch.set_grad_enabled(learns):
-            if kept_IK is None:
-                features_IND: Tensor = vision(pixel_values=pixels_I3SS).last_hidden_state
-                return features_IND
-            embeds_IND = vision.embeddings(pixels_I3SS)
-            index_IKD = kept_IK.to(embeds_IND.device)[..., None].expand(-1, -1, embeds_IND.shape[-1])
-            kept_IKD = vision.encoder(inputs_embeds=embeds_IND.gather(1, index_IKD)).last_hidden_state
-            features_IKD: Tensor = vision.post_layernorm(kept_IKD)
-        return features_IKD
+            features_IND: Tensor = vision(pixel_values=pixels_I3SS).last_hidden_state
+        return features_IND
 
     def tokens(self, features_IND: Tensor, instructions: Captions | None = None) -> Tensor:
         """The Q-Former's visual tokens [I, Q, D]; it sees `instructions`, one an image, where it reads them."""

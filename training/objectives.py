@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training import patch_dropout
 from training.blanks import blank_captions, blank_pictures, blank_rows
 from training.data.batch import Batch, Captions, Pictures
 from training.errors import BadConfig
@@ -104,7 +103,7 @@ class Objectives(nn.Module):
         losses = set(self.recipe.losses)
         # None, or a Pictures of length 0.
         pictures = batch.pictures or blank_pictures(batch, self.model, self.recipe)
-        features_IND = self._features(batch, pictures)
+        features_IND = self._features(pictures)
         sums: dict[str, Tensor] = {}
         seen_IQD = pictures.tokens_IQD
         if losses & RETRIEVAL:
@@ -118,15 +117,10 @@ class Objectives(nn.Module):
             sums["lm"], by_source = self._language(batch, seen_IQD)
         return Losses({name: sums[name] for name in self.recipe.losses}, by_source)
 
-    def _features(self, batch: Batch, pictures: Pictures) -> Tensor | None:
-        if pictures.pixels_I3SS is None:
-            return pictures.features_IND
-        kept_IK = None
-        if patch_dropout.drops(self.recipe, batch.step):
-            patches = there(self.model.vision, "vision").embeddings.num_patches
-            share, positions = self.recipe.images.patch_dropout, batch.position_B.tolist()
-            kept_IK = patch_dropout.kept_tokens(self.recipe.seed, positions, patches, share)
-        return self.model.features(pictures.pixels_I3SS, kept_IK)
+    def _features(self, pictures: Pictures) -> Tensor | None:
+        if pictures.pixels_I3SS is not None:
+            return self.model.features(pictures.pixels_I3SS)
+        return pictures.features_IND
 
     def _instructions(self, batch: Batch, pictures: Pictures) -> Captions | None:
         if not self.model.config.qformer_reads_instruction:

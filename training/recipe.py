@@ -104,15 +104,11 @@ class Images:
     augment: none, crop (random resized crop and mirror, BLIP-2's), drawing (no mirror; for art, see augment.py).
     cache: features (the ViT's output; the ViT must be frozen) or tokens (the Q-Former's; it must be frozen too
     and not read the instruction). `views` is how many augmented views of each picture are kept.
-    patch_dropout: the share of the patches that the ViT is not shown while it learns, in the first
-    `patch_dropout_until` of the steps; the steps after them see all (patch_dropout.py).
     """
 
     augment: Literal["none", "crop", "drawing"] = "none"
     cache: Literal["none", "features", "tokens"] = "none"
     views: int = 1
-    patch_dropout: float = 0.0
-    patch_dropout_until: float = 0.75
 
 
 @dataclass(frozen=True)
