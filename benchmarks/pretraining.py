@@ -1,6 +1,6 @@
 """`pretrain`: its three losses against their formulae by hand, and a step as one saving after another is added.
 
-    python -m benchmarks.pretraining [--steps 10] [--batch 16] [--rounds 2]
+    python -m benchmarks.pretraining [--steps 10] [--batch 16] [--rounds 2] [--checkpoint checkpoints/ziya-tiny]
 
 No public trainer has this stage (transformers' retrieval model gives logits and no loss), so the peer is arithmetic:
 the first step of the run is worked out again one pair at a time, without padding, with softmax and cross-entropy in
@@ -125,18 +125,17 @@ def _smoothed(scores: Array, smoothing: float) -> float:
     return lost
 
 
-def job(folder: Path, steps: int, batch: int, cache: str, groups: int) -> Path:
-    place = training_data.build(FOLDER, training_data.CAPTIONS, steps * batch)
+def job(folder: Path, how: argparse.Namespace, checkpoint: Path, cache: str, groups: int) -> Path:
+    place = training_data.build(FOLDER, training_data.CAPTIONS, how.steps * how.batch)
     train: dict[str, Any] = {
         # A gentle start, so that all steps but the first are near each other in cost and the first is the checkpoint.
-        "optimizer": {"steps": steps, "batch": batch, "warmupSteps": 2},
+        "optimizer": {"steps": how.steps, "batch": how.batch, "warmupSteps": 2},
         "learn": {"qformer": 1.0},
         "images": {"augment": "none", "cache": cache},
         "text": {"captionTokens": 64, "captionGroups": groups},
         "compute": {"precision": "float32", "workers": 1},
     }
     data = [{"data": place, "task": "caption", "language": language} for language in ("en", "zh")]
-    checkpoint = random_checkpoint.build(FOLDER / "checkpoint-retrieval", retrieval=True)
     return training_job.write(folder, "pretrain", checkpoint=checkpoint, data=data, train=train)
 
 
@@ -160,14 +159,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--checkpoint", type=Path, help="default: 110 million random parameters")
     how = parser.parse_args()
     print(machine.describe(), flush=True)
+    checkpoint = how.checkpoint or random_checkpoint.build(FOLDER / "checkpoint-retrieval", retrieval=True)
     number = training_job.fresh("pretrain-")
     found: list[list[list[dict[str, Any]]]] = [[] for _ in WAYS]
     for turn in range(how.rounds):
         for way in order(len(WAYS), turn):
             folder = FOLDER / f"pretrain-{way}-{number + turn}"
-            path = job(folder, how.steps, how.batch, *WAYS[way][1:])
+            path = job(folder, how, checkpoint, *WAYS[way][1:])
             training_job.run(training_job.arguments(path, "pretrain", folder))
             found[way].append(training_job.steps(folder / "pretrain"))
     first = FOLDER / f"pretrain-0-{number}"
