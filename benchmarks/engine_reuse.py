@@ -25,7 +25,7 @@ from benchmarks import engine_arguments, machine, quiet
 from benchmarks.one_by_one import started
 from benchmarks.peers.workload import NEW
 from benchmarks.reuse_ways import EngineWay, StackWay, Told, Way, follow_up
-from benchmarks.stack_rounds import bfloat16
+from benchmarks.stack_rounds import as_peers
 
 CLIENTS = 8
 SHARES = (0.0, 0.5, 0.9)
@@ -83,7 +83,7 @@ async def opened(how: argparse.Namespace) -> AsyncIterator[Way]:
         yield engine
         await engine.close()
         return
-    bfloat16(how.precision, how.threads, 32)
+    as_peers(how.precision, how.threads, 32)
     async with started(checkpoint) as stack:
         way = StackWay.connect(checkpoint, stack.addresses.http, CLIENTS)
         yield way

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks import machine, quiet
-from benchmarks.peers.limits import quicker_numbers
+from benchmarks.peers.numbers import quicker_numbers
 from services.llama.engine import kernels
 from services.llama.engine.batch import Batch, Model
 from services.llama.engine.blocks import BLOCK

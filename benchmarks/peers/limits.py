@@ -6,17 +6,15 @@ processor without instructions for it, in float32.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from benchmarks.peers.answering import Setting, answer
+from benchmarks.peers.numbers import quicker_numbers, shortest
 
 BYTES = 1 << 30
-SIZE, TRIAL_SIZE = 2048, 256
-REPEATS = 5
+SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -36,32 +34,13 @@ class Limits:
 
     def round(self, requests: range) -> Rates:
         return Rates(
-            bytes=BYTES / _shortest(self._memory.sum),
-            operations=2 * SIZE**3 / _shortest(lambda: self._matrix @ self._matrix),
+            bytes=BYTES / shortest(self._memory.sum),
+            operations=2 * SIZE**3 / shortest(lambda: self._matrix @ self._matrix),
             numbers=str(self._matrix.dtype).removeprefix("torch."),
         )
 
     def close(self) -> None:
         pass
-
-
-def quicker_numbers() -> torch.dtype:
-    """float32 on a processor that has no instructions for bfloat16."""
-
-    def seconds(numbers: torch.dtype) -> float:
-        matrix = torch.randn(TRIAL_SIZE, TRIAL_SIZE).to(numbers)
-        return _shortest(lambda: matrix @ matrix)
-
-    return min((torch.bfloat16, torch.float32), key=seconds)
-
-
-def _shortest(work: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from transformers import (
 
 from benchmarks.peers import workload
 from benchmarks.peers.answering import Engine, Round, Setting, answer
+from benchmarks.peers.numbers import quicker_numbers
 from benchmarks.peers.workload import NEW, PROMPT, TEXT, VISUAL
 
 PIXEL_MEAN, PIXEL_DEVIATION = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)  # CLIP's, as BLIP-2 takes them
@@ -93,25 +94,25 @@ class Continuous:
 def load(setting: Setting) -> Engine:
     """What to load is the option `kind`: "static", "continuous" or "blip2"."""
     torch.set_num_threads(setting.threads)
-    kind = setting.options["kind"]
+    kind, numbers = setting.options["kind"], quicker_numbers()
     if kind == "blip2":
-        whole = Blip2ForConditionalGeneration.from_pretrained(setting.models / "blip2", dtype=torch.bfloat16).eval()
-        return Static(whole, lambda requests: _pictures(requests, whole.config.image_token_index))
-    model = AutoModelForCausalLM.from_pretrained(setting.models / "llama", dtype=torch.bfloat16).eval()
+        whole = Blip2ForConditionalGeneration.from_pretrained(setting.models / "blip2", dtype=numbers).eval()
+        return Static(whole, lambda requests: _pictures(requests, whole.config.image_token_index, numbers))
+    model = AutoModelForCausalLM.from_pretrained(setting.models / "llama", dtype=numbers).eval()
     if kind == "continuous":
         return Continuous(model)
-    return Static(model, lambda requests: _embeddings(requests, model.config.hidden_size))
+    return Static(model, lambda requests: _embeddings(requests, model.config.hidden_size, numbers))
 
 
-def _embeddings(requests: range, width: int) -> dict[str, torch.Tensor]:
+def _embeddings(requests: range, width: int, numbers: torch.dtype) -> dict[str, torch.Tensor]:
     rows = np.stack([workload.embeddings(request, width) for request in requests])
     return {
-        "inputs_embeds": torch.from_numpy(rows).to(torch.bfloat16),
+        "inputs_embeds": torch.from_numpy(rows).to(numbers),
         "attention_mask": torch.ones(len(requests), PROMPT, dtype=torch.long),
     }
 
 
-def _pictures(requests: range, image_token: int) -> dict[str, torch.Tensor]:
+def _pictures(requests: range, image_token: int, numbers: torch.dtype) -> dict[str, torch.Tensor]:
     """Pixels are made before the clock starts: this peer decodes and scales nothing."""
     ids = torch.tensor([[image_token] * VISUAL + workload.token_ids(request, TEXT) for request in requests])
     pixels = np.stack([workload.picture(request) for request in requests]).astype(np.float32) / 255.0
@@ -119,7 +120,7 @@ def _pictures(requests: range, image_token: int) -> dict[str, torch.Tensor]:
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "pixel_values": normal_BSS3.permute(0, 3, 1, 2).to(torch.bfloat16),
+        "pixel_values": normal_BSS3.permute(0, 3, 1, 2).to(numbers),
     }
 
 

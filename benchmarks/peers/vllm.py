@@ -16,6 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from benchmarks.peers import workload
 from benchmarks.peers.answering import Round, Setting, answer
+from benchmarks.peers.numbers import quicker_numbers
 from benchmarks.peers.workload import NEW, TEXT
 
 SAMPLING = SamplingParams(max_tokens=NEW, min_tokens=NEW, temperature=0.0, ignore_eos=True)
@@ -26,12 +27,13 @@ class Vllm:
 
     def __init__(self, setting: Setting) -> None:
         self._kind = setting.options["kind"]
+        self._numbers = quicker_numbers()
         own: dict[str, Any] = {"enable_prompt_embeds": True}
         if self._kind == "blip2":
             own = {"limit_mm_per_prompt": {"image": 1}, "mm_processor_cache_gb": 0}
         arguments = AsyncEngineArgs(
             model=str(setting.models / self._kind),
-            dtype="bfloat16",
+            dtype=str(self._numbers).removeprefix("torch."),
             max_model_len=256,
             max_num_seqs=max(64, setting.most),
             max_num_batched_tokens=4096,
@@ -56,7 +58,7 @@ class Vllm:
         if self._kind == "blip2":
             image = Image.fromarray(workload.picture(request))
             return {"prompt_token_ids": workload.token_ids(request, TEXT), "multi_modal_data": {"image": image}}
-        return {"prompt_embeds": torch.from_numpy(workload.embeddings(request, self._width)).to(torch.bfloat16)}
+        return {"prompt_embeds": torch.from_numpy(workload.embeddings(request, self._width)).to(self._numbers)}
 
     async def _round(self, prompts: Sequence[Mapping[str, Any]]) -> Round:
         began = time.perf_counter()
