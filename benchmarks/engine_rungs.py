@@ -1,6 +1,6 @@
 """What each trick of the compiled forward pass brings: all but one of them, against all of them, in turns.
 
-    python -m benchmarks.engine_rungs [--at build/peers] [--precision bf16|int8] [--rounds 9]
+    python -m benchmarks.engine_rungs [--at build/peers] [--precision bf16|int8] [--rounds 9] [--variant NAME]
 
 Each variant is the library compiled again with one thing changed in its sources; a change whose place is no longer
 found ends the benchmark, so that none is measured that is not there. Times of one step, of the 110M model that
@@ -117,16 +117,20 @@ class Timed:
         self.seconds.setdefault(name, []).append((time.perf_counter() - began) / repeat)
 
 
-def made(load: Callable[..., LlamaWeights], precision: str, instructions: str, folder: Path) -> list[Timed]:
-    quantise = "int8" if precision == "int8" else "none"
+def made(load: Callable[..., LlamaWeights], how: argparse.Namespace, folder: Path) -> list[Timed]:
+    quantise, instructions = "int8" if how.precision == "int8" else "none", how.instructions
     found, threads = [], len(os.sched_getaffinity(0))
-    variants = [variant for variant in VARIANTS if variant.only <= {instructions, precision}]
+    variants = [variant for variant in VARIANTS if variant.only <= {instructions, how.precision}]
+    if how.variant:
+        variants = [variants[0], *(variant for variant in variants[1:] if variant.name == how.variant)]
     for number, variant in enumerate(variants):
         model = CpuLlama(
             load(dtype=torch.bfloat16), CONTEXT, threads, quantise, build(variant, instructions, folder / str(number))
         )
         cache = model.new_cache(1 + MOST * (CONTEXT // BLOCK))
         found.append(Timed(variant.name, model, cache))
+    if how.variant:
+        return found
     numbers = quicker_numbers()
     torch_model = Llama(load(dtype=numbers), CONTEXT)
     found.append(Timed(f"{numbers}", torch_model, torch_model.new_cache(1 + MOST * (CONTEXT // BLOCK))))
@@ -153,6 +157,7 @@ def main() -> None:
         "--instructions", choices=list(kernels.libraries()), default=next(iter(kernels.libraries()), None)
     )
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--variant", choices=[variant.name for variant in VARIANTS[1:]], help="this one alone")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for a quiet machine")
     how = parser.parse_args()
     if how.instructions is None:
@@ -162,7 +167,7 @@ def main() -> None:
     print(machine.describe(), flush=True)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         weights = partial(load_llama, how.at / "models" / "checkpoint")
-        timed = made(weights, how.precision, how.instructions, Path(folder))
+        timed = made(weights, how, Path(folder))
         for _ in range(how.rounds):
             for one in timed:
                 torch.set_num_threads(len(os.sched_getaffinity(0)) if one.name.startswith("torch") else 1)

@@ -159,7 +159,7 @@ class Objectives(nn.Module):
         words_VD, start = qformer.embeddings.word_embeddings.weight, self.model.start_token
         rows, tokens, sums = list[Tensor](), list[Tensor](), list[Tensor]()
         for rows_K, some in lengths.by_length(captions, self.recipe.text.caption_groups):
-            tokens_KQD, text_KTD = captioning.decode(qformer, features_BND.index_select(0, rows_K), some, start)
+            tokens_KQD, text_KTD = captioning.decode(qformer, lengths.chosen(features_BND, rows_K), some, start)
             smoothing, valid_K = self.recipe.label_smoothing, batch.valid_B[rows_K]
             sums.append(captioning.captioning(self.itg_head, words_VD, text_KTD, some, valid_K, smoothing=smoothing))
             rows.append(rows_K)
@@ -215,7 +215,7 @@ class Objectives(nn.Module):
         self.memory.remember(now)
         texts = Captions(ids_PBT[:, :widest], mask_PBT[:, :widest])
         groups = list(lengths.by_length(texts, self.recipe.text.caption_groups))
-        matched = [qformer.match(images_PBND.index_select(0, at), some.ids_BT, some.mask_BT) for at, some in groups]
+        matched = [qformer.match(lengths.chosen(images_PBND, at), some.ids_BT, some.mask_BT) for at, some in groups]
         logits = _exact(lengths.in_order([at for at, _ in groups], matched))
         return matching.matching(logits.view(matching.PAIRS, -1, 2), batch.valid_B, wrong.there_B)
 
