@@ -62,8 +62,8 @@ def test_a_checkpoint_in_both_languages(records: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text("utf-8"))
     results = {(one["task"], one["language"]): one for one in found["results"]}
     assert set(results) == {(task, language) for task in TASKS for language in ("en", "zh")}
-    # About half of the names of what was trained on are right (docs/results.md), fewer in this fixed draw of 26, five of
-    # which were not trained on.
+    # About half of the names of what was trained on are right (docs/results.md), fewer in this fixed draw of 26,
+    # of which five were not trained on.
     for language in ("en", "zh"):
         assert 0.1 < results["exact", language]["metrics"]["accuracy"] < 0.7
         assert results["retrieval", language]["metrics"]["itm_i2t_r10"] > 0.6
